@@ -1,0 +1,151 @@
+"""The cluster's processes as one unit: a set of namespaces whose first process takes every other with it when it ends.
+
+The record of a running cluster holds the start time of its first process beside its number, so that a number used
+again by another process, after a crash or a reboot, is never mistaken for the cluster.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .errors import ClusterError
+from .layout import CGROUP, Layout
+
+_UNSHARE = "--mount --net --pid --uts --ipc --fork --mount-proc --kill-child=SIGKILL --propagation private"
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A started cluster: the launcher's and the first process's numbers outside, and what was asked for."""
+
+    launcher: int
+    init: int
+    started: str
+    nodes: int
+    gpus: int
+    source: str
+
+
+def record_path(layout: Layout) -> Path:
+    return layout.run / "cluster.json"
+
+
+def running(layout: Layout) -> Running | None:
+    """The cluster that the record names, if its first process still lives."""
+    try:
+        record = Running(**json.loads(record_path(layout).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return record if _start_time(record.init) == record.started else None
+
+
+def launch(layout: Layout, arguments: list[str], listener: int, environment: dict[str, str]) -> tuple[int, int]:
+    """Start the supervisor as the first process of new namespaces; returns the launcher's and its number.
+
+    `listener` is an open socket that stays in the caller's network namespace and is handed down.
+    """
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    command = ["unshare", *_UNSHARE.split(), sys.executable, "-m", "local_cluster.supervisor", *arguments]
+    with (layout.logs / "supervisor.log").open("wb") as log:
+        launcher = subprocess.Popen(
+            command,
+            cwd="/",
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[listener],
+            start_new_session=True,
+        )
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    if not wait_until(lambda: launcher.poll() is not None or children.read_text().strip() != "", 10, 0.02):
+        launcher.kill()
+    if launcher.poll() is not None:
+        raise ClusterError(f"New namespaces were refused: {(layout.logs / 'supervisor.log').read_text().strip()}")
+    return launcher.pid, int(children.read_text().split()[0])
+
+
+def remember(layout: Layout, launched: tuple[int, int], nodes: int, gpus: int, source: str) -> None:
+    launcher, init = launched
+    record = Running(launcher, init, _start_time(init) or "", nodes, gpus, source)
+    record_path(layout).write_text(json.dumps(asdict(record)))
+
+
+def kill(record: Running) -> None:
+    """End the first process, and with it all others, and wait until they are gone."""
+    for process in (record.init, record.launcher):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    if not wait_until(lambda: _start_time(record.init) != record.started, 20, 0.05):
+        raise ClusterError(f"Process {record.init} of the cluster does not end: something holds it in the kernel.")
+
+
+def remove_cgroups() -> bool:
+    """Remove the cgroups that pods left behind; False while the kernel still holds one."""
+    for _ in range(50):
+        left = [folder for root in _CGROUPS.rglob(CGROUP) for folder in (*sorted(root.rglob("*/")), root)]
+        if not left:
+            return True
+        for folder in reversed(sorted(left, key=lambda path: len(path.parts))):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        time.sleep(0.05)
+    return False
+
+
+def make_cgroups(paths: list[str]) -> None:
+    """Make `paths` in every controller's hierarchy (v1), or in the one hierarchy with its controllers on (v2)."""
+    unified = (_CGROUPS / "cgroup.controllers").exists()
+    roots = [_CGROUPS] if unified else [path for path in _CGROUPS.iterdir() if path.is_dir() and path.name != "unified"]
+    for root in roots:
+        for path in paths:
+            folder = root / path.lstrip("/")
+            if unified:
+                _enable_controllers(folder.parent)
+            folder.mkdir(parents=True, exist_ok=True)
+            if root.name == "cpuset":
+                _inherit_cpus(folder)
+
+
+def _enable_controllers(folder: Path) -> None:
+    for controller in (folder / "cgroup.controllers").read_text().split():
+        with contextlib.suppress(OSError):
+            (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def _inherit_cpus(folder: Path) -> None:
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        (folder / name).write_text((folder.parent / name).read_text())
+
+
+def enter(record: Running) -> list[str]:
+    """Prefix of a command that runs in the cluster's network namespace, everything else unchanged."""
+    return ["nsenter", "--target", str(record.init), "--net"]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, pause: float = 0.1) -> bool:
+    """Whether `condition` came true within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def _start_time(process: int) -> str | None:
+    """Clock ticks from boot to the start of the process, or None if there is none (a zombie counts as none)."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else f"{fields[19]} {boot}"

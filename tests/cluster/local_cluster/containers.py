@@ -1,5 +1,6 @@
 """The images of one node's containerd, through its own client `ctr`."""
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -32,14 +33,14 @@ class Store:
         if self.images().get(image.reference) == image.manifest.digest:
             return False
         present = set(self._run("content", "ls", "--quiet").split())
-        with subprocess.Popen([*self._ctr, "images", "import", "-"], **_PIPES) as importing:
+        command = [*self._ctr, "images", "import", "-"]
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        with subprocess.Popen(command, stdin=pipe, stdout=nowhere, stderr=pipe) as importing:
             assert importing.stdin is not None
             assert importing.stderr is not None
-            try:
+            # A server that stops reading says why on stderr.
+            with contextlib.suppress(BrokenPipeError), importing.stdin:
                 library.write_archive(image, importing.stdin, present)
-                importing.stdin.close()
-            except BrokenPipeError:
-                pass
             reason = importing.stderr.read().decode()
         self._check(importing.returncode, image.reference, reason)
         return True
@@ -83,6 +84,3 @@ class Store:
     def _check(self, code: int, what: str, reason: str) -> None:
         if code != 0:
             raise ClusterError(f"containerd of {self._node.name} refused {what}: {reason.strip()}")
-
-
-_PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}

@@ -10,7 +10,7 @@ from pathlib import Path
 from .errors import ClusterError
 from .progress import Progress
 
-GO_MINIMUM = (1, 24)
+GO_MINIMUM = (1, 25)
 # Debian package → a program it brings (looked up on PATH and in the folders that only root has there).
 PACKAGES = {
     "containerd": "containerd",
@@ -73,11 +73,11 @@ def require_go() -> str:
     """Path of a Go that is new enough."""
     go = find("go")
     if go is None:
-        raise ClusterError("Compiling Kubernetes needs Go 1.24 or newer: install it, or put it on PATH.")
+        raise ClusterError("Compiling Kubernetes needs Go 1.25 or newer: install it, or put it on PATH.")
     text = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False).stdout
     version = re.match(r"go(\d+)\.(\d+)", text)
     if version is None or (int(version[1]), int(version[2])) < GO_MINIMUM:
-        raise ClusterError(f"Compiling Kubernetes needs Go 1.24 or newer, and {go} is {text.strip() or 'unusable'}.")
+        raise ClusterError(f"Compiling Kubernetes needs Go 1.25 or newer, and {go} is {text.strip() or 'unusable'}.")
     return go
 
 

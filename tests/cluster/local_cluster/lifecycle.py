@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from .api import Api, Object, Unavailable
 from .containers import Store
 from .errors import ClusterError
 from .images.basic import basic_images
-from .layout import FORWARD_PORT, Layout
+from .layout import CGROUP, FORWARD_PORT, Layout
 from .namespaces import Running, wait_until
 from .oci import Library
 from .pki import write_pki
@@ -107,7 +106,7 @@ def run_inside(layout: Layout, command: list[str]) -> None:
     """Become `command`, in the cluster's network, with its kubectl and kubeconfig."""
     host.require_root()
     current = require_running(layout)
-    environment = {**_environment(layout), "KUBECONFIG": str(layout.kubeconfig)}
+    environment = {**_environment(layout), "KUBECONFIG": str(layout.pki / "admin.kubeconfig")}
     prefix = namespaces.enter(current)
     os.execvpe(prefix[0], [*prefix, *command], environment)
 
@@ -181,7 +180,7 @@ def _require_same(current: Running, nodes: int, gpus: int) -> None:
 
 def _clear(layout: Layout) -> None:
     if not namespaces.remove_cgroups():
-        raise ClusterError(f"A cgroup named {namespaces.CGROUP} cannot be removed: a process is still in it.")
+        raise ClusterError(f"A cgroup named {CGROUP} cannot be removed: a process is still in it.")
     shutil.rmtree(layout.run, ignore_errors=True)
     if layout.run.exists():
         raise ClusterError(f"{layout.run} cannot be removed: something is still mounted there or uses it.")

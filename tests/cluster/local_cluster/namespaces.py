@@ -94,7 +94,7 @@ def remove_cgroups() -> bool:
         left = [folder for root in _CGROUPS.rglob(CGROUP) for folder in (*sorted(root.rglob("*/")), root)]
         if not left:
             return True
-        for folder in reversed(sorted(left, key=lambda path: len(path.parts))):
+        for folder in sorted(left, key=lambda path: len(path.parts), reverse=True):
             with contextlib.suppress(OSError):
                 folder.rmdir()
         time.sleep(0.05)

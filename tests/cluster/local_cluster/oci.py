@@ -61,7 +61,7 @@ class Library:
         draft = self._blobs / f".draft-{os.getpid()}"
         with draft.open("wb") as file:
             hashing = _Hashing(file)
-            with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_CHUNK) as tar:
+            with tarfile.open(None, "w|", hashing, _CHUNK, format=tarfile.GNU_FORMAT) as tar:
                 for path in _sorted_tree(root):
                     _add(tar, path, str(path.relative_to(root)))
         blob = Blob(f"sha256:{hashing.digest.hexdigest()}", draft.stat().st_size)
@@ -114,7 +114,7 @@ class Library:
         """Write an OCI archive to `output`, without the blobs whose digests the receiver has already."""
         named = {"io.containerd.image.name": image.reference, "org.opencontainers.image.ref.name": image.reference}
         entry = {**image.manifest.described(_MANIFEST), "annotations": named}
-        with tarfile.open(fileobj=output, mode="w|", bufsize=_CHUNK) as tar:
+        with tarfile.open(None, "w|", output, _CHUNK) as tar:
             _add_bytes(tar, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
             _add_bytes(tar, "index.json", json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode())
             for blob in image.blobs:
@@ -141,14 +141,15 @@ def archive_images(path: Path) -> dict[str, str] | None:
     return named or None
 
 
-class _Hashing:
+class _Hashing(io.RawIOBase):
     """A writer that hashes what passes."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
         self._file = file
         self.digest = hashlib.sha256()
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         self.digest.update(data)
         return self._file.write(data)
 

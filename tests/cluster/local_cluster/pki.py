@@ -61,17 +61,17 @@ def _authority(pki: Path) -> None:
     _key(pki / "ca.key")
     extensions = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"]
     flags = [part for extension in extensions for part in ("-addext", extension)]
-    request = ["req", "-x509", "-new", "-key", pki / "ca.key", "-subj", "/CN=dsv3-local-cluster", "-days", "3650"]
-    _openssl(*request, "-out", pki / "ca.crt", *flags)
+    files: list[str | Path] = ["-key", pki / "ca.key", "-out", pki / "ca.crt"]
+    _openssl("req", "-x509", "-new", "-subj", "/CN=dsv3-local-cluster", "-days", "3650", *files, *flags)
 
 
 def _signed(pki: Path, name: str, subject: str, extensions: str) -> None:
     _key(pki / f"{name}.key")
     (pki / f"{name}.ext").write_text(extensions + "\n")
     _openssl("req", "-new", "-key", pki / f"{name}.key", "-subj", subject, "-out", pki / f"{name}.csr")
-    authority = ["-CA", pki / "ca.crt", "-CAkey", pki / "ca.key", "-CAcreateserial", "-days", "3650"]
-    files = ["-in", pki / f"{name}.csr", "-extfile", pki / f"{name}.ext", "-out", pki / f"{name}.crt"]
-    _openssl("x509", "-req", *authority, *files)
+    authority: list[str | Path] = ["-CA", pki / "ca.crt", "-CAkey", pki / "ca.key", "-CAcreateserial"]
+    files: list[str | Path] = ["-in", pki / f"{name}.csr", "-extfile", pki / f"{name}.ext", "-out", pki / f"{name}.crt"]
+    _openssl("x509", "-req", "-days", "3650", *authority, *files)
 
 
 def _key(path: Path) -> None:

@@ -13,13 +13,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from . import addons, configs, daemons, forward, namespaces
 from .api import Api, Unavailable
 from .containers import Store
 from .daemons import Daemon
-from .errors import ClusterError
 from .images.basic import basic_images
 from .layout import API_PORT, BALANCER_CIDR, CGROUP, SERVICE_CIDR, Layout, Node
 from .namespaces import wait_until
@@ -134,7 +134,7 @@ def bring_up(supervisor: Supervisor, layout: Layout, nodes: list[Node], gpus: in
     for node in nodes:
         supervisor.start(daemons.kubelet(layout, node))
     for node in nodes:
-        supervisor.wait(f"kubelet-{node.name}", lambda n=node: _is_ready(api, n), 90, "node is Ready")
+        supervisor.wait(f"kubelet-{node.name}", partial(_is_ready, api, node), 90, "node is Ready")
         _pretend_gpus(api, node, gpus)
     account = "/api/v1/namespaces/default/serviceaccounts/default"
     supervisor.wait("kube-controller-manager", lambda: api.is_ok(account), 30, "made the default ServiceAccount")
@@ -174,8 +174,8 @@ def supervise(layout: Layout, nodes: list[Node], gpus: int, listener: int) -> No
         bring_up(supervisor, layout, nodes, gpus)
     except NotUpError as error:
         return _tell(layout, "failed", {"component": error.component, "reason": error.reason})
-    except (OSError, subprocess.SubprocessError, ClusterError) as error:
-        return _tell(layout, "failed", {"component": "supervisor", "reason": str(error)})
+    except Exception as error:
+        return _tell(layout, "failed", {"component": "supervisor", "reason": repr(error)})
     # The same port inside and outside: one kubeconfig serves both.
     outside = socket.socket(fileno=listener)
     for socket_ in (outside, socket.create_server(outside.getsockname())):

@@ -1,0 +1,1 @@
+"""A PyTorch runtime that serves models of the DeepSeek-V3 architecture over one or many accelerators."""

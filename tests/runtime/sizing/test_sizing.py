@@ -1,0 +1,146 @@
+"""The planner's arithmetic, against the published totals and the table of memory and token capacity."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepseek_runtime.sizing import (
+    ACCELERATORS,
+    DEEPSEEK_V2_LITE,
+    DEEPSEEK_V3_671B,
+    GIB,
+    Attention,
+    Layout,
+    ModelShape,
+    accelerator,
+    advise,
+    estimate,
+    known_shape,
+    layout_problem,
+    next_divisor,
+    smallest_nodes,
+    weight_bytes,
+)
+
+V3 = DEEPSEEK_V3_671B
+
+
+def test_published_totals_are_reproduced() -> None:
+    assert V3.checkpoint_bytes / 1e9 == pytest.approx(688.6, abs=0.1)
+    assert V3.expert_bytes / 1e6 == pytest.approx(44.05, abs=0.01)
+    assert V3.kv_bytes_per_token == 71_424
+    assert replace(V3, mtp_layers=0).kv_bytes_per_token == 70_272
+    main = replace(V3, mtp_layers=0)
+    assert main.checkpoint_bytes / 1e9 == pytest.approx(673.2, abs=0.1)
+    assert main.dequantised().checkpoint_bytes / 1e9 == pytest.approx(1342, abs=1)
+    assert DEEPSEEK_V2_LITE.checkpoint_bytes / 2e9 == pytest.approx(15.7, abs=0.1), "V2-Lite has 15.7 B parameters"
+
+
+@pytest.mark.parametrize(
+    ("product", "nodes", "attention", "weights_gib", "million_tokens"),
+    [
+        ("H200", 1, "tensor", 80.7, 0.64),
+        ("H200", 1, "data", 95.6, 3.3),
+        ("H100", 2, "tensor", 40.9, 0.40),
+        ("H100", 2, "data", 56.9, 2.5),
+        ("H100", 4, "data", 37.5, 14.3),
+        ("MI300X", 1, "tensor", 80.7, 1.35),
+        ("MI300X", 1, "data", 95.6, 9.0),
+        ("MI325X", 1, "tensor", 80.7, 2.2),
+        ("B200", 1, "tensor", 80.7, 1.2),
+        ("B200", 1, "data", 95.6, 7.6),
+    ],
+)
+def test_weights_and_tokens_of_known_systems(
+    product: str, nodes: int, attention: Attention, weights_gib: float, million_tokens: float
+) -> None:
+    found = estimate(V3, Layout(nodes, 8, attention), ACCELERATORS[product].memory_bytes)
+    assert found.fits
+    assert found.weight_bytes / GIB == pytest.approx(weights_gib, rel=0.01)
+    assert found.kv_tokens / 1e6 == pytest.approx(million_tokens, rel=0.03)
+
+
+def test_bf16_needs_twice_the_nodes() -> None:
+    bf16, h200 = V3.dequantised(), ACCELERATORS["H200"].memory_bytes
+    assert not estimate(bf16, Layout(1, 8), h200).fits
+    assert estimate(bf16, Layout(2, 8), h200).kv_tokens / 1e6 == pytest.approx(0.63, rel=0.03)
+
+
+@pytest.mark.parametrize(("product", "nodes"), [("H100", 1), ("L40S", 2)])
+def test_a_layout_that_cannot_fit_is_refused_with_numbers_and_the_nearest_that_fits(product: str, nodes: int) -> None:
+    memory = ACCELERATORS[product].memory_bytes
+    refused = estimate(V3, Layout(nodes, 8), memory)
+    assert not refused.fits
+    assert refused.kv_tokens == 0
+    assert refused.needed > refused.available
+    sentence = advise(V3, Layout(nodes, 8), memory)
+    assert f"needs {refused.needed / GIB:.1f} GiB" in sentence
+    assert f"has {refused.available / GIB:.1f} GiB" in sentence
+    assert " fits: " in sentence.partition("Nearest: ")[2]
+
+
+def test_24_gib_devices_are_refused() -> None:
+    assert not estimate(V3, Layout(4, 8), 24 * GIB).fits
+
+
+def test_eight_h100_are_told_to_take_two_nodes() -> None:
+    assert "Nearest: 2 nodes × 8 (tensor attention, EP16) fits" in advise(
+        V3, Layout(1, 8), ACCELERATORS["H100"].memory_bytes
+    )
+
+
+def test_smallest_nodes_finds_the_fewest() -> None:
+    found = smallest_nodes(V3, Layout(1, 8), ACCELERATORS["H100"].memory_bytes)
+    assert found is not None
+    assert found.layout.nodes == 2
+    assert smallest_nodes(V3, Layout(1, 8), GIB) is None
+
+
+def test_layouts_that_do_not_divide_name_the_next_valid_size() -> None:
+    assert (
+        layout_problem(V3, Layout(9, 8, "data"))
+        == "256 experts do not divide over 72 ranks; the next valid size is 128"
+    )
+    assert layout_problem(V3, Layout(9, 8, "data", redundant_experts=32)) is None
+    grid = layout_problem(V3, Layout(4, 8))
+    assert grid is not None
+    assert "mlp.shared_experts.gate_proj has 2048 rows: 64 for each of 32 ranks" in grid
+    assert layout_problem(V3, Layout(4, 8, split_dense=False)) is None
+    few_heads = replace(V3, heads=20)
+    assert layout_problem(few_heads, Layout(1, 8)) == (
+        "20 attention heads do not divide over 8 ranks; the next valid size is 10, or choose data attention"
+    )
+
+
+def test_what_is_not_split_is_counted_on_every_rank() -> None:
+    split, whole = Layout(1, 8), Layout(1, 8, split_dense=False)
+    assert 6.0 < (weight_bytes(V3, whole) - weight_bytes(V3, split)) / GIB < 6.2
+
+
+def test_hub_names_and_products_are_found_in_any_case() -> None:
+    assert known_shape("deepseek-ai/deepseek-v3-0324") is V3
+    assert known_shape("someone/else") is None
+    assert accelerator("mi300x") is ACCELERATORS["MI300X"]
+    assert accelerator("abacus") is None
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(ValueError, match=r"config\.json: hidden_size is missing"):
+        ModelShape.from_config({})
+
+
+@given(ranks=st.sampled_from([1, 2, 4, 8, 16]), attention=st.sampled_from(["tensor", "data"]))
+def test_ranks_together_hold_at_least_the_checkpoint_less_the_copies(ranks: int, attention: Attention) -> None:
+    layout = Layout(1, ranks, attention)
+    whole = weight_bytes(V3, Layout(1, 1))
+    assert whole <= weight_bytes(V3, layout) * ranks
+    assert weight_bytes(V3, layout) <= whole
+
+
+@given(total=st.integers(1, 2000), ranks=st.integers(1, 2000))
+def test_the_next_divisor_divides_and_none_lies_between(total: int, ranks: int) -> None:
+    found = next_divisor(total, ranks)
+    assert total % found == 0
+    assert all(total % n for n in range(ranks, found))

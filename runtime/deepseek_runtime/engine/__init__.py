@@ -1,0 +1,1 @@
+"""Continuous batching: one scheduler on rank 0 decides, every rank runs the identical step."""

@@ -1,0 +1,236 @@
+"""The engine of rank 0: one thread that owns scheduler and runner, and a door that any other thread may knock at.
+
+The thread sleeps while there is nothing to do, but for a step without sequences every few seconds. That sign of life
+keeps the other ranks' pending broadcast from timing out, lets each rank prove progress, and costs no computation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from deepseek_runtime.engine.scheduler import Scheduler, Slot
+from deepseek_runtime.engine.sequence import FinishReason, Sampled, SamplingParams, Sequence
+from deepseek_runtime.engine.step import Operation
+
+
+class Leader(Protocol):
+    """What the engine needs of a `Runner`."""
+
+    def lead(self, slots: Rows[Slot]) -> dict[int, Sampled]: ...
+
+    def announce(self, operation: Operation) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """The next token of a sequence; with a finish reason it is the last one."""
+
+    sampled: Sampled
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The group can no longer compute; nothing more will come for this sequence."""
+
+    message: str
+
+
+Event = Token | Broken
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to continue. `sink` gets the events, on the engine's thread: it must be quick and must not raise."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    sink: Callable[[Event], None]
+
+
+class RefusedError(RuntimeError):
+    """The engine takes no request now; a later try may succeed. `code` is for programs, the message for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A consistent look at the engine. `step_age` is the time in seconds since it last proved progress."""
+
+    running: int
+    waiting: int
+    cache_usage: float
+    preemptions: int
+    steps: int
+    step_age: float
+
+
+class Engine:
+    """Accepts requests from any thread and runs them in steps on its own.
+
+    `max_queued` bounds the sequences that wait beyond those that run. `on_failure` is told once, from whichever thread
+    noticed, that the group is broken.
+    """
+
+    def __init__(
+        self,
+        runner: Leader,
+        scheduler: Scheduler,
+        *,
+        max_queued: int,
+        on_failure: Callable[[str], None],
+        keep_alive: float = 5.0,
+    ) -> None:
+        self._runner = runner
+        self._scheduler = scheduler
+        self._limit = scheduler.max_running + max_queued
+        self._on_failure = on_failure
+        self._keep_alive = keep_alive
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._active: dict[int, tuple[Sequence, Request]] = {}
+        self._idle = threading.Event()
+        self._idle.set()
+        self._closed: RefusedError | None = None
+        self._stopping = False
+        self._ids = itertools.count()
+        self._steps = 0
+        self._progress = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to run steps."""
+        self._progress = time.monotonic()
+        self._thread.start()
+
+    def submit(self, requests: Rows[Request]) -> list[int]:
+        """Queue all the requests or none; their sequence ids.
+
+        Raises RefusedError when full, draining or broken, ValueError for a sequence that never fits into the cache.
+        """
+        with self._lock:
+            if self._closed:
+                raise self._closed
+            if len(self._active) + len(requests) > self._limit:
+                raise RefusedError("queue_full", f"all {self._limit} places for requests are taken, try again later")
+            sequences = [Sequence(next(self._ids), request.prompt, request.params) for request in requests]
+            for sequence in sequences:
+                self._scheduler.check(sequence)
+            self._active |= {s.id: (s, request) for s, request in zip(sequences, requests, strict=True)}
+            self._idle.clear()
+        for sequence in sequences:
+            self._commands.put(partial(self._add, sequence))
+        return [sequence.id for sequence in sequences]
+
+    def cancel(self, ids: Rows[int]) -> None:
+        """Stop the sequences before the next step and free what they hold. Those that ended already are left alone."""
+        self._commands.put(partial(self._cancel, ids))
+
+    def drain(self, timeout: float) -> bool:
+        """Refuse new requests, tell the other ranks, and wait for the accepted ones; False if they take longer."""
+        with self._lock:
+            self._closed = self._closed or RefusedError("draining", "this server is shutting down, try another one")
+        self._commands.put(partial(self._runner.announce, Operation.DRAIN))
+        return self._idle.wait(timeout)
+
+    def stop(self, timeout: float) -> bool:
+        """Let the other ranks leave their loops and end the thread; False if a step still runs after `timeout`."""
+        self._commands.put(self._stop)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def fail(self, message: str) -> None:
+        """Give up every request with a clean error. Any thread may call it, also while a step hangs."""
+        with self._lock:
+            already = self._closed is not None and self._closed.code == "group_broken"
+            self._closed = RefusedError("group_broken", message)
+            requests = [request for _, request in self._active.values()]
+            self._active.clear()
+            self._idle.set()
+        for request in requests:
+            request.sink(Broken(message))
+        if not already:
+            self._on_failure(message)
+
+    def stats(self) -> EngineStats:
+        """Figures for metrics and readiness; cheap, from any thread."""
+        scheduler = self._scheduler
+        running = len(scheduler.running)
+        return EngineStats(
+            running=running,
+            waiting=max(len(self._active) - running, 0),
+            cache_usage=scheduler.blocks.usage,
+            preemptions=scheduler.preemptions,
+            steps=self._steps,
+            step_age=time.monotonic() - self._progress,
+        )
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._obey()
+                if not self._stopping:
+                    self._step()
+        except Exception as error:
+            self.fail(f"a step failed: {error}")
+
+    def _obey(self) -> None:
+        """Carry out what was asked since the last step; with nothing to run, wait for it."""
+        wait = None if self._scheduler.has_work else self._keep_alive
+        try:
+            command = self._commands.get(block=wait is not None, timeout=wait)
+            while True:
+                command()
+                command = self._commands.get_nowait()
+        except queue.Empty:
+            return
+
+    def _step(self) -> None:
+        slots = self._scheduler.schedule()
+        if slots:
+            sampled = self._runner.lead(slots)
+            self._steps += 1
+            self._scheduler.commit(slots, {id_: token.token for id_, token in sampled.items()})
+            self._deliver(slots, sampled)
+        else:
+            self._runner.announce(Operation.STEP)
+        self._progress = time.monotonic()
+
+    def _deliver(self, slots: Rows[Slot], sampled: dict[int, Sampled]) -> None:
+        for slot in slots:
+            sequence = slot.sequence
+            if sequence.id in sampled and (entry := self._active.get(sequence.id)):
+                entry[1].sink(Token(sampled[sequence.id], sequence.finish_reason))
+                if sequence.finish_reason is not None:
+                    self._forget(sequence.id)
+
+    def _add(self, sequence: Sequence) -> None:
+        if sequence.id in self._active:
+            self._scheduler.add(sequence)
+
+    def _cancel(self, ids: Rows[int]) -> None:
+        for id_ in ids:
+            if entry := self._active.get(id_):
+                self._scheduler.cancel(entry[0])
+                self._forget(id_)
+
+    def _forget(self, id_: int) -> None:
+        with self._lock:
+            self._active.pop(id_, None)
+            if not self._active:
+                self._idle.set()
+
+    def _stop(self) -> None:
+        self._runner.announce(Operation.STOP)
+        self._stopping = True

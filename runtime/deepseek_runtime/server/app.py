@@ -1,0 +1,138 @@
+"""Routes, each under `/v1` and without it, and what wraps all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from deepseek_runtime.health import Verdict
+from deepseek_runtime.server import errors, metrics
+from deepseek_runtime.server.auth import ApiKeys
+from deepseek_runtime.server.choices import Shape, answer
+from deepseek_runtime.server.generation import Job
+from deepseek_runtime.server.requests import chat_job, completion_job, encode_messages, encode_text, read_body
+from deepseek_runtime.server.responses import json_response, until_gone
+from deepseek_runtime.server.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
+from deepseek_runtime.server.service import ServerState, Service
+from deepseek_runtime.server.shapes import ChatShape, CompletionShape
+from deepseek_runtime.settings import package_version
+
+JobMaker = Callable[[], Awaitable[Job]]
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def build_app(state: ServerState, api_key_folder: Path | None = None) -> Starlette:
+    """The ASGI application over a server's state. With a folder of keys, all but probes and metrics ask for one."""
+    routes = Routes(state)
+    table: dict[str, tuple[str, Endpoint]] = {
+        "/chat/completions": ("POST", routes.chat),
+        "/completions": ("POST", routes.completions),
+        "/models": ("GET", routes.models),
+        "/models/{name:path}": ("GET", routes.model),
+        "/tokenize": ("POST", routes.tokenize),
+        "/detokenize": ("POST", routes.detokenize),
+        "/version": ("GET", routes.version),
+    }
+    plain: dict[str, Endpoint] = {
+        "/health": routes.live,
+        "/livez": routes.live,
+        "/readyz": routes.ready,
+        "/metrics": routes.metrics,
+    }
+    api = [Route(prefix + path, end, methods=[verb]) for path, (verb, end) in table.items() for prefix in ("/v1", "")]
+    return Starlette(
+        routes=[*api, *(Route(path, end, methods=["GET"]) for path, end in plain.items())],
+        middleware=[Middleware(ApiKeys, folder=api_key_folder)] if api_key_folder else [],
+        exception_handlers={
+            errors.ApiError: errors.on_api_error,
+            HTTPException: errors.on_http_error,
+            Exception: errors.on_crash,
+        },
+    )
+
+
+class Routes:
+    """The endpoints, over one server's state."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def chat(self, request: Request) -> Response:
+        service = self._state.open()
+        body = await read_body(request, ChatBody)
+        shape = ChatShape(service.tokenizer, logprobs=body.wanted_logprobs is not None)
+        return await self._answer(request, service, body, shape, lambda: chat_job(service, body))
+
+    async def completions(self, request: Request) -> Response:
+        service = self._state.open()
+        body = await read_body(request, CompletionBody)
+        shape = CompletionShape(service.tokenizer, logprobs=body.wanted_logprobs is not None)
+        return await self._answer(request, service, body, shape, lambda: completion_job(service, body))
+
+    async def models(self, _: Request) -> Response:
+        self._state.open()
+        return json_response({"object": "list", "data": [self._card(name) for name in self._state.names]})
+
+    async def model(self, request: Request) -> Response:
+        self._state.open()
+        name = request.path_params["name"]
+        self._state.check_model(name)
+        return json_response(self._card(name))
+
+    async def tokenize(self, request: Request) -> Response:
+        service = self._state.open()
+        body = await read_body(request, TokenizeBody)
+        if body.messages:
+            ids = await encode_messages(service, body.messages)
+        else:
+            ids = encode_text(service, body.prompt or "", add_special_tokens=body.add_special_tokens)
+        return json_response({"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids})
+
+    async def detokenize(self, request: Request) -> Response:
+        service = self._state.open()
+        body = await read_body(request, DetokenizeBody)
+        return json_response({"prompt": service.tokenizer.decode(body.tokens)})
+
+    async def version(self, _: Request) -> Response:
+        return json_response({"version": package_version()})
+
+    async def live(self, _: Request) -> Response:
+        return _probe(self._state.health.live())
+
+    async def ready(self, _: Request) -> Response:
+        return _probe(self._state.health.ready())
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(self._state.metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def _answer(
+        self,
+        request: Request,
+        service: Service,
+        body: GenerationBody,
+        shape: Shape,
+        make_job: Callable[[], Awaitable[Job]],
+    ) -> Response:
+        self._state.check_model(body.model)
+
+        async def work() -> Response:
+            return await answer(self._state, service, body, await make_job(), shape)
+
+        return await until_gone(request, work())
+
+    def _card(self, name: str) -> dict[str, Any]:
+        limit = self._state.service.max_model_len if self._state.service else None
+        created = self._state.created
+        return {"id": name, "object": "model", "created": created, "owned_by": "dsv3", "max_model_len": limit}
+
+
+def _probe(verdict: Verdict) -> Response:
+    return json_response(verdict.body, verdict.status)

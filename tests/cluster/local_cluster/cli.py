@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from . import host, lifecycle, namespaces, programs
 from .errors import ClusterError
-from .layout import Layout
+from .images.recipes import build_images
+from .layout import OPERATOR_IMAGE, RUNTIME_IMAGE, Layout
 from .oci import Library
+
+_IMAGES = {"operator": OPERATOR_IMAGE, "runtime": RUNTIME_IMAGE}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD…")
     build = verbs.add_parser("build", help="compile programs only")
     build.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(programs.ALL_PROGRAMS)}")
+    images = verbs.add_parser(
+        "images", help="make the project's images and give them to the nodes of a running cluster"
+    )
+    images.add_argument("names", nargs="*", choices=[*_IMAGES, []], metavar="NAME", help=f"of {', '.join(_IMAGES)}")
     logs = verbs.add_parser("logs", help="print the paths of all logs, or the end of one")
     logs.add_argument("component", nargs="?")
     return parser
@@ -66,6 +73,8 @@ def _run(layout: Layout, options: argparse.Namespace) -> None:
             lifecycle.run_inside(layout, _command(options.command))
         case "build":
             _build(layout, options.names)
+        case "images":
+            _make_images(layout, options.names)
         case "logs":
             _print_logs(layout, options.component)
 
@@ -84,6 +93,15 @@ def _build(layout: Layout, names: list[str]) -> None:
     chosen = tuple(programs.ALL_PROGRAMS[name] for name in names)
     programs.build(layout, chosen or programs.CLUSTER_PROGRAMS)
     print(f"Built: {layout.bin}")
+
+
+def _make_images(layout: Layout, names: list[str]) -> None:
+    references = [_IMAGES[name] for name in names or _IMAGES]
+    for image in build_images(layout, references):
+        print(f"{image.reference}: {image.size / 1e6:.0f} MB, {image.manifest.digest}")
+    if namespaces.running(layout):
+        for reference in references:
+            lifecycle.load_image(layout, reference)
 
 
 def _print_status(layout: Layout) -> None:

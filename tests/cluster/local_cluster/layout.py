@@ -20,6 +20,8 @@ CLUSTER_DOMAIN = "cluster.local"
 CGROUP = "dsv3-local-cluster"
 PAUSE_IMAGE = "dsv3.local/pause:1"
 BUSYBOX_IMAGE = "dsv3.local/busybox:1"
+OPERATOR_IMAGE = "dsv3.local/operator:dev"
+RUNTIME_IMAGE = "dsv3.local/runtime:dev"
 
 
 @dataclass(frozen=True)

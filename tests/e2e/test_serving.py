@@ -1,0 +1,44 @@
+"""Right answers through the LoadBalancer Service, from several pods as from one."""
+
+import pytest
+from asking import ask
+from deployment import Deployment
+from tutor_training.problems import final_answer, held_out_problems
+
+pytestmark = pytest.mark.cluster
+
+
+def test_the_answer_comes_step_by_step_from_two_pods_on_two_nodes(tutor: Deployment) -> None:
+    pods = tutor.pods()
+    nodes = {pod["spec"]["nodeName"] for pod in pods.values()}
+    (reply,) = ask(tutor.cluster, tutor.endpoint(), ["What is 792 minus 297?"])
+
+    assert reply.text is not None, reply.error
+    assert "12 - 7 = 5" in reply.text and final_answer(reply.text) == 495
+    assert sorted(pods) == ["tutor-g0-0", "tutor-g0-1"]
+    assert len(nodes) == min(2, _node_count(tutor))
+
+
+def test_at_least_98_percent_of_200_held_out_problems_are_right(tutor: Deployment) -> None:
+    problems = held_out_problems(200)
+    replies = ask(tutor.cluster, tutor.endpoint(), [p.question for p in problems], concurrency=16)
+
+    assert [reply.error for reply in replies if reply.error] == []
+    wrong = [p.question for p, r in zip(problems, replies, strict=True) if final_answer(r.text or "") != p.result]
+    assert len(wrong) <= 4, wrong
+
+
+def test_one_pod_writes_the_same_text_as_two(tutor: Deployment) -> None:
+    questions = [problem.question for problem in held_out_problems(20, seed=11)]
+    single = Deployment(tutor.cluster, tutor.namespace, "single")
+    single.apply(nodes=1)
+    single.wait_ready()
+    texts = [[r.text for r in ask(d.cluster, d.endpoint(), questions)] for d in (tutor, single)]
+    single.delete()
+
+    assert None not in texts[0]
+    assert texts[0] == texts[1]
+
+
+def _node_count(deployment: Deployment) -> int:
+    return len(deployment.cluster.kubectl("get", "nodes", "-o", "name").stdout.split())

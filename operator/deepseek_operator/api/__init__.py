@@ -1,0 +1,1 @@
+"""The custom resource: models, and the definition generated from them."""

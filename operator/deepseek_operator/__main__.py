@@ -25,6 +25,8 @@ def main() -> None:
         sys.exit(2)
     kopf.configure(verbose=settings.log_level == "DEBUG")
     logging.getLogger().setLevel(settings.log_level)
+    # kopf reports each event that it hands over; what the operator does about them is said by its own loggers.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     asyncio.run(run(settings))
 
 

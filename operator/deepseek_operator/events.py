@@ -25,12 +25,20 @@ MAX_MESSAGE = 1000
 def of_changes(
     manifest: Manifest, old: Iterable[Condition], new: Iterable[Condition], *, now: datetime
 ) -> Iterator[Manifest]:
-    """Yield an Event for each told condition whose status or reason is new; `Unknown` is nothing to tell."""
-    before = {condition.type: (condition.status, condition.reason) for condition in old}
+    """Yield an Event for each told condition that is news; `Unknown` is nothing to tell."""
+    before = {condition.type: condition for condition in old}
     for condition in new:
-        is_new = before.get(condition.type) != (condition.status, condition.reason)
-        if is_new and condition.type in TOLD and condition.status != "Unknown":
+        if condition.type in TOLD and condition.status != "Unknown" and _is_news(before.get(condition.type), condition):
             yield _event(manifest, condition, now)
+
+
+def _is_news(old: Condition | None, new: Condition) -> bool:
+    """Tell news from the expected: how an object begins, and a summary that repeats another condition's reason."""
+    if old is None:
+        return _is_alarming(new) if new.type in (conditions.READY, conditions.SPEC_VALID) else new.status == "True"
+    if new.type == conditions.READY:
+        return old.status != new.status
+    return (old.status, old.reason) != (new.status, new.reason)
 
 
 def _event(manifest: Manifest, condition: Condition, now: datetime) -> Manifest:

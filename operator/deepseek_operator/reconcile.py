@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from deepseek_operator.observe import Observed
 from deepseek_operator.plan import Plan
 from deepseek_operator.settings import Settings
 
+LOGGER = logging.getLogger(__name__)
 Clock = Callable[[], datetime]
 
 
@@ -72,10 +74,12 @@ class Reconciler:
     async def _act(self, key: Key, action: Action) -> None:
         match action:
             case Delete(resource, name, uid):
+                LOGGER.info("%s/%s: delete %s %s", *key, resource.kind, name)
                 await self._kube.delete(resource, Key(key.namespace, name), uid)
             case Apply(manifest, creates):
                 if creates:
                     await self._refuse_strangers(manifest)
+                LOGGER.info("%s/%s: apply %s %s", *key, manifest["kind"], name_of(manifest))
                 await self._apply(manifest)
 
     async def _refuse_strangers(self, manifest: Manifest) -> None:

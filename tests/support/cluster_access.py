@@ -1,4 +1,4 @@
-"""The cluster that tests and the demo use: the one that `KUBECONFIG` names, or else the local one, started if need be."""
+"""The cluster that tests and the demo use: the one that `KUBECONFIG` names, or else the local one, made if need be."""
 
 import os
 import shutil
@@ -36,7 +36,10 @@ class Cluster:
         return bool(self.prefix)
 
     def kubectl(
-        self, *arguments: str, input: str | None = None, check: bool = True
+        self,
+        *arguments: str,
+        input: str | None = None,
+        check: bool = True,  # noqa: A002 (as in subprocess)
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl and wait; with `check`, a failure raises ClusterAccessError with kubectl's own words."""
         done = self.run_in_network(["kubectl", *arguments], input=input)
@@ -46,7 +49,11 @@ class Cluster:
         return done
 
     def run_in_network(
-        self, command: Sequence[str], *, input: str | None = None, timeout: float | None = None
+        self,
+        command: Sequence[str],
+        *,
+        input: str | None = None,
+        timeout: float | None = None,  # noqa: A002
     ) -> subprocess.CompletedProcess[str]:
         """Run a command where Services and pods answer; output is captured, the exit code is the caller's to judge."""
         return subprocess.run(

@@ -71,7 +71,7 @@ def kubelet(layout: Layout, node: Node) -> str:
         },
         "authorization": {"mode": "Webhook"},
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": node.cgroup,
+        "cgroupRoot": f"/{node.cgroup}",
         "cgroupsPerQOS": True,
         "enforceNodeAllocatable": ["pods"],
         "failSwapOn": False,

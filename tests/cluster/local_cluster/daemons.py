@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .layout import API_PORT, SERVICE_CIDR, Layout, Node
 
+DEVICE_PLUGINS = "/var/lib/kubelet/device-plugins"
 ETCD_URL = "http://127.0.0.1:2379"
 # The controllers' default of 20 requests a second makes a fresh cluster wait five seconds for them.
 _CLIENT_RATE = ["--kube-api-qps=300", "--kube-api-burst=600"]
@@ -95,7 +96,13 @@ def kubelet(layout: Layout, node: Node) -> Daemon:
         f"--hostname-override={node.name}",
         f"--node-ip={node.address}",
     ]
-    return Daemon(f"kubelet-{node.name}", ("kubelet", *flags))
+    return Daemon(f"kubelet-{node.name}", (*_with_own_device_plugins(node), "kubelet", *flags))
+
+
+def _with_own_device_plugins(node: Node) -> tuple[str, ...]:
+    """Give the kubelet its own folder for device plugins, whose place is fixed; all other mounts stay shared."""
+    mounts = f'mount --make-private /var && mount --bind {node.run}/device-plugins {DEVICE_PLUGINS} && exec "$0" "$@"'
+    return ("unshare", "--mount", "--propagation", "unchanged", "sh", "-c", mounts)
 
 
 def _own_kubeconfig(layout: Layout, name: str) -> list[str]:

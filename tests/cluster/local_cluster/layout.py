@@ -1,5 +1,6 @@
 """Where everything lives: folders under the user's cache, addresses inside the private network, versions."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ POD_CIDR = "10.244.0.0/16"
 BALANCER_PREFIX = "10.254.1."
 BALANCER_CIDR = "10.254.1.0/24"
 CLUSTER_DOMAIN = "cluster.local"
-CGROUP = "dsv3-local-cluster"
 PAUSE_IMAGE = "dsv3.local/pause:1"
 BUSYBOX_IMAGE = "dsv3.local/busybox:1"
 OPERATOR_IMAGE = "dsv3.local/operator:dev"
@@ -31,6 +31,7 @@ class Node:
     index: int
     run: Path
     store: Path
+    cluster_cgroup: str
 
     @property
     def name(self) -> str:
@@ -54,7 +55,7 @@ class Node:
 
     @property
     def cgroup(self) -> str:
-        return f"/{CGROUP}/{self.name}"
+        return f"{self.cluster_cgroup}/{self.name}"
 
     @property
     def containerd_state(self) -> str:
@@ -76,6 +77,11 @@ class Layout:
         """`$XDG_CACHE_HOME/deepseek-v3-operator`, or the same under `~/.cache`."""
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         return cls(Path(home).absolute() / "deepseek-v3-operator")
+
+    @property
+    def cgroup(self) -> str:
+        """Named after the cache folder, so that clusters of two users do not meet."""
+        return f"dsv3-local-{hashlib.sha256(str(self.cache).encode()).hexdigest()[:8]}"
 
     @property
     def bin(self) -> Path:
@@ -114,7 +120,7 @@ class Layout:
         return self.run / "volumes"
 
     def node(self, index: int) -> Node:
-        return Node(index, self.run / f"node{index}", self.stores / f"node{index}")
+        return Node(index, self.run / f"node{index}", self.stores / f"node{index}", self.cgroup)
 
     def nodes(self, count: int) -> list[Node]:
         return [self.node(index) for index in range(1, count + 1)]

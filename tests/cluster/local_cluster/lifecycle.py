@@ -17,7 +17,7 @@ from .api import Api, Object, Unavailable
 from .containers import Store
 from .errors import ClusterError
 from .images.basic import basic_images
-from .layout import CGROUP, FORWARD_PORT, Layout
+from .layout import FORWARD_PORT, Layout
 from .namespaces import Running, wait_until
 from .oci import Library
 from .pki import write_pki
@@ -179,8 +179,8 @@ def _require_same(current: Running, nodes: int, gpus: int) -> None:
 
 
 def _clear(layout: Layout) -> None:
-    if not namespaces.remove_cgroups():
-        raise ClusterError(f"A cgroup named {CGROUP} cannot be removed: a process is still in it.")
+    if not namespaces.remove_cgroups(layout.cgroup):
+        raise ClusterError(f"The cgroup {layout.cgroup} cannot be removed: a process is still in it.")
     shutil.rmtree(layout.run, ignore_errors=True)
     if layout.run.exists():
         raise ClusterError(f"{layout.run} cannot be removed: something is still mounted there or uses it.")

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .errors import ClusterError
-from .layout import CGROUP, Layout
+from .layout import Layout
 
 _UNSHARE = "--mount --net --pid --uts --ipc --fork --mount-proc --kill-child=SIGKILL --propagation private"
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -88,31 +88,38 @@ def kill(record: Running) -> None:
         raise ClusterError(f"Process {record.init} of the cluster does not end: something holds it in the kernel.")
 
 
-def remove_cgroups() -> bool:
-    """Remove the cgroups that pods left behind; False while the kernel still holds one."""
+def remove_cgroups(name: str) -> bool:
+    """Remove the cgroups that pods left behind under `name`; False while the kernel still holds one."""
     for _ in range(50):
-        left = [folder for root in _CGROUPS.rglob(CGROUP) for folder in (*sorted(root.rglob("*/")), root)]
+        left = [root / name for root in _hierarchies() if (root / name).exists()]
         if not left:
             return True
-        for folder in sorted(left, key=lambda path: len(path.parts), reverse=True):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        for top in left:
+            for folder in (*sorted(top.rglob("*/"), key=lambda path: len(path.parts), reverse=True), top):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
         time.sleep(0.05)
     return False
 
 
-def make_cgroups(paths: list[str]) -> None:
-    """Make `paths` in every controller's hierarchy (v1), or in the one hierarchy with its controllers on (v2)."""
-    unified = (_CGROUPS / "cgroup.controllers").exists()
-    roots = [_CGROUPS] if unified else [path for path in _CGROUPS.iterdir() if path.is_dir() and path.name != "unified"]
-    for root in roots:
-        for path in paths:
-            folder = root / path.lstrip("/")
-            if unified:
+def make_cgroups(names: list[str]) -> None:
+    """Make `names`, parents first, in every controller's hierarchy (v1), or in the only one with its controllers on."""
+    for root in _hierarchies():
+        for name in names:
+            folder = root / name
+            if root == _CGROUPS:
                 _enable_controllers(folder.parent)
             folder.mkdir(parents=True, exist_ok=True)
             if root.name == "cpuset":
                 _inherit_cpus(folder)
+
+
+def _hierarchies() -> list[Path]:
+    """cgroup v2 has one; v1 has one per controller, beside which `unified` holds no controllers."""
+    if (_CGROUPS / "cgroup.controllers").exists():
+        return [_CGROUPS]
+    mounted = [path for path in _CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
+    return [path for path in mounted if path.name != "unified"]
 
 
 def _enable_controllers(folder: Path) -> None:

@@ -21,7 +21,7 @@ from .api import Api, Unavailable
 from .containers import Store
 from .daemons import Daemon
 from .images.basic import basic_images
-from .layout import API_PORT, BALANCER_CIDR, CGROUP, SERVICE_CIDR, Layout, Node
+from .layout import API_PORT, BALANCER_CIDR, SERVICE_CIDR, Layout, Node
 from .namespaces import wait_until
 from .oci import Library
 from .pki import API_SERVER
@@ -99,16 +99,18 @@ def isolate(layout: Layout, nodes: list[Node]) -> None:
         done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise NotUpError("supervisor", f"`{command}` failed: {done.stderr.strip()}")
+    Path(daemons.DEVICE_PLUGINS).mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):
         Path("/proc/sys/net/bridge/bridge-nf-call-iptables").write_text("1")
-    namespaces.make_cgroups([f"/{CGROUP}", *(node.cgroup for node in nodes)])
+    namespaces.make_cgroups([layout.cgroup, *(node.cgroup for node in nodes)])
 
 
 def write_configs(layout: Layout, nodes: list[Node]) -> None:
     (layout.run / "kube-proxy.json").write_text(configs.kube_proxy(layout))
     (layout.run / "Corefile").write_text(configs.corefile(layout))
     for node in nodes:
-        (node.run / "cni").mkdir(parents=True, exist_ok=True)
+        for folder in ("cni", "device-plugins"):
+            (node.run / folder).mkdir(parents=True, exist_ok=True)
         (node.run / "cni" / "10-bridge.conflist").write_text(configs.cni(node))
         (node.run / "kubelet.json").write_text(configs.kubelet(layout, node))
 

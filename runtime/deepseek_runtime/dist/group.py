@@ -1,0 +1,104 @@
+"""The ranks that serve one model together, as the rest of the runtime sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+
+from deepseek_runtime.dist.barrier import StoreBarrier
+from deepseek_runtime.dist.liveness import Liveness, OnLost
+from deepseek_runtime.dist.topology import Topology
+
+
+class Group:
+    """A group of one: every exchange is the identity. Base of the real one, so that callers never ask which it is."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the ranks; it may be overwritten. Every rank gets the same bits."""
+        return tensor
+
+    def broadcast_ints(self, values: list[int] | None) -> list[int]:
+        """Rank 0's list, on every rank; the others pass None and sleep until it comes."""
+        assert values is not None, "rank 0 gives the values"
+        return values
+
+    def barrier(self, name: str, timeout: float, on_wait: Callable[[str], None] | None = None) -> None:
+        """Wait until every rank is here; see `StoreBarrier.wait`. Each name once."""
+
+    def report_progress(self, done: int, total: int) -> None:
+        """Let the ranks that wait at a barrier know how far this one has come, in any unit."""
+
+    def watch(self, on_lost: OnLost) -> None:
+        """From now on have `on_lost(rank, reason)` called, once and on a thread of its own, when a rank dies."""
+
+    def close(self) -> None:
+        """Leave the group in peace: the others do not take it for a death. No collective may be pending."""
+
+
+class ProcessGroup(Group):
+    """A group over `torch.distributed`: tensors by the device's backend, integers always by gloo on the CPU.
+
+    A pending NCCL broadcast would keep a processor and the GPU spinning while the server idles.
+    """
+
+    HEADER = 64
+    """Integers sent at once: the length, then as much of the list as fits; most steps need no second message."""
+
+    def __init__(self, topology: Topology, device: torch.device, store: Store) -> None:
+        super().__init__(device)
+        self.rank, self.world_size, self.local_rank = topology.rank, topology.world_size, topology.local_rank
+        self._topology = topology
+        self._store = store
+        self._barrier = StoreBarrier(store, topology.rank, topology.world_size)
+        self._liveness: Liveness | None = None
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        if tensor.numel():
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast_ints(self, values: list[int] | None) -> list[int]:
+        room = self.HEADER - 1
+        if self.rank == 0:
+            assert values is not None, "rank 0 gives the values"
+            head = [len(values), *values[:room]]
+            _broadcast(torch.tensor(head + [0] * (self.HEADER - len(head)), dtype=torch.int64))
+            if len(values) > room:
+                _broadcast(torch.tensor(values[room:], dtype=torch.int64))
+            return values
+        length, *received = _broadcast(torch.zeros(self.HEADER, dtype=torch.int64))
+        if length > room:
+            received += _broadcast(torch.zeros(length - room, dtype=torch.int64))
+        return received[:length]
+
+    def barrier(self, name: str, timeout: float, on_wait: Callable[[str], None] | None = None) -> None:
+        self._barrier.wait(name, timeout, on_wait)
+
+    def report_progress(self, done: int, total: int) -> None:
+        self._barrier.report_progress(done, total)
+
+    def watch(self, on_lost: OnLost) -> None:
+        self._liveness = Liveness(self._topology, self._store, on_lost)
+        self._liveness.start()
+
+    def close(self) -> None:
+        if self._liveness:
+            self._liveness.close()
+        dist.destroy_process_group()
+
+
+def _broadcast(tensor: Tensor) -> list[int]:
+    dist.broadcast(tensor, src=0)
+    values: list[int] = tensor.tolist()
+    return values

@@ -1,0 +1,201 @@
+"""Every rank notices within seconds that another one died, whatever the model or a collective is doing.
+
+Each rank holds one TCP connection to rank 0 and sends a sign of life over it. A closed connection or silence means
+death; rank 0 tells the others. Threads and sockets only: no torch, so it works while torch hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from deepseek_runtime.dist.line import Line
+from deepseek_runtime.dist.topology import Topology
+
+OnLost = Callable[[int, str], None]
+ADDRESS_KEY = "liveness"
+
+
+class Store(Protocol):
+    """What is needed of torch's store, which all ranks share; `get` blocks until the key is there."""
+
+    def set(self, key: str, value: str, /) -> None: ...
+
+    def get(self, key: str, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds: between two signs of life, of silence that means death, and from the start to a rank's connection."""
+
+    interval: float = 2.0
+    silence: float = 10.0
+    arrival: float = 120.0
+
+
+class _LostError(Exception):
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(rank, reason)
+        self.rank, self.reason = rank, reason
+
+
+class Liveness:
+    """The watch of one rank over the others.
+
+    `on_lost(rank, reason)` is called on the watch's thread for the first death; the watch then ends, as the group does.
+    """
+
+    def __init__(self, topology: Topology, store: Store, on_lost: OnLost, limits: Limits | None = None) -> None:
+        self._topology = topology
+        self._store = store
+        self._on_lost = on_lost
+        self._limits = limits or Limits()
+        self._selector = selectors.DefaultSelector()
+        self._listener: socket.socket | None = None
+        self._token = ""
+        self._strangers: list[Line] = []
+        self._peers: dict[int, Line] = {}
+        self._awaited = set(range(1, topology.world_size)) if topology.rank == 0 else set()
+        self._closing = threading.Event()
+        self._waker, self._wakened = socket.socketpair()
+        self._selector.register(self._wakened, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="liveness", daemon=True)
+
+    def start(self) -> None:
+        """Listen on rank 0, connect to it elsewhere; ConnectionError where it cannot be reached."""
+        if self._topology.rank == 0:
+            self._listen()
+        else:
+            self._connect()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Say goodbye, so that the others do not take the end of this connection for a death."""
+        self._closing.set()
+        with contextlib.suppress(OSError):  # The watch may have ended already.
+            self._waker.send(b"!")
+        if threading.current_thread() is not self._thread:
+            self._thread.join(self._limits.silence)
+
+    def _listen(self) -> None:
+        host = self._topology.address()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=self._topology.world_size)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._token = secrets.token_hex(16)
+        self._store.set(ADDRESS_KEY, f"{host} {self._listener.getsockname()[1]} {self._token}")
+
+    def _connect(self) -> None:
+        host, port, token = self._store.get(ADDRESS_KEY).decode().split()
+        try:
+            connection = socket.create_connection((host, int(port)), timeout=self._limits.silence)
+        except OSError as error:
+            raise ConnectionError(f"rank 0's control connection at {host}:{port} cannot be opened: {error}") from error
+        line = self._peers[0] = Line(connection)
+        self._selector.register(line.socket, selectors.EVENT_READ, line)
+        line.send("hello", token, str(self._topology.rank))
+
+    def _run(self) -> None:
+        started = next_beat = time.monotonic()
+        lost: _LostError | None = None
+        try:
+            while not self._closing.is_set():
+                self._receive(self._limits.interval / 4)
+                now = time.monotonic()
+                if now >= next_beat:
+                    self._tell("alive")
+                    next_beat = now + self._limits.interval
+                # Judged only after reading: signs of life that came while this process itself was held up still count.
+                self._judge(now, started)
+        except _LostError as error:
+            lost = error
+        self._leave(lost)
+        if lost:
+            self._on_lost(lost.rank, lost.reason)
+
+    def _receive(self, timeout: float) -> None:
+        for key, _ in self._selector.select(timeout):
+            if key.fileobj is self._listener:
+                self._accept()
+            elif isinstance(key.data, Line):
+                self._read(key.data)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(OSError):
+            line = Line(self._listener.accept()[0])
+            self._strangers.append(line)
+            self._selector.register(line.socket, selectors.EVENT_READ, line)
+
+    def _read(self, line: Line) -> None:
+        try:
+            messages = line.receive()
+        except OSError as error:
+            rank = self._rank_of(line)
+            self._drop(line)
+            if rank is not None:
+                raise _LostError(rank, f"its connection ended ({error}): the process died") from None
+            return
+        for message in messages:
+            self._obey(line, message)
+
+    def _rank_of(self, line: Line) -> int | None:
+        return next((rank for rank, peer in self._peers.items() if peer is line), None)
+
+    def _obey(self, line: Line, message: list[str]) -> None:
+        rank = self._rank_of(line)
+        match message:
+            case ["hello", token, number] if line in self._strangers:
+                self._admit(line, token, number)
+            case ["bye"] if rank is not None:
+                self._drop(line)
+            case ["lost", number, reason] if rank == 0:
+                raise _LostError(int(number), reason)
+
+    def _admit(self, line: Line, token: str, number: str) -> None:
+        """Take a newcomer for a rank. Anything else may reach the port too, but does not know the token."""
+        known = secrets.compare_digest(token.encode(), self._token.encode())
+        if not known or int(number) not in self._awaited:
+            self._drop(line)
+            return
+        self._strangers.remove(line)
+        self._peers[int(number)] = line
+        self._awaited.remove(int(number))
+
+    def _judge(self, now: float, started: float) -> None:
+        for rank, line in self._peers.items():
+            if (silence := now - line.heard_at) > self._limits.silence:
+                raise _LostError(rank, f"it was silent for {silence:.1f} s")
+        for line in [line for line in self._strangers if now - line.heard_at > self._limits.silence]:
+            self._drop(line)
+        if self._awaited and now - started > self._limits.arrival:
+            raise _LostError(min(self._awaited), f"it did not connect within {self._limits.arrival:g} s")
+
+    def _tell(self, *words: str) -> None:
+        for line in self._peers.values():
+            line.send(*words)
+
+    def _drop(self, line: Line) -> None:
+        self._selector.unregister(line.socket)
+        line.socket.close()
+        self._strangers = [other for other in self._strangers if other is not line]
+        self._peers = {rank: peer for rank, peer in self._peers.items() if peer is not line}
+
+    def _leave(self, lost: _LostError | None) -> None:
+        if lost is None:
+            self._tell("bye")
+        elif self._topology.rank == 0:
+            self._tell("lost", str(lost.rank), lost.reason)
+        for line in (*self._peers.values(), *self._strangers):
+            line.socket.close()
+        for end in (self._listener, self._waker, self._wakened, self._selector):
+            if end:
+                end.close()

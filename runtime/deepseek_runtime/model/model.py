@@ -1,0 +1,86 @@
+"""The whole model of one rank: embedding, layers, head, and the MTP layer for drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deepseek_runtime.dist.group import Group
+from deepseek_runtime.kernels.fp8 import Weight
+from deepseek_runtime.kernels.norm import rms_norm
+from deepseek_runtime.model.assemble import Assembler
+from deepseek_runtime.model.batch import StepBatch
+from deepseek_runtime.model.cache import LatentCache
+from deepseek_runtime.model.parallelize import Shard
+from deepseek_runtime.model.rope import Rope
+from deepseek_runtime.model.step import Step, plan_step
+
+
+class DeepSeekV3Model:
+    """Maths of this rank's heads and experts. All ranks of the group must be called alike, with the same batch."""
+
+    absorb_up_to: int = 8
+    """Longest query that takes the absorbed form: decoding and the verification of drafts."""
+
+    def __init__(self, shard: Shard, weights: Mapping[str, Weight], group: Group) -> None:
+        self.config = shard.config
+        parts = Assembler(shard, weights, group)
+        self._embedding = parts.dense("model.embed_tokens.weight")
+        self._layers = [parts.decoder_layer(index) for index in range(self.config.num_layers)]
+        self._mtp = parts.mtp_layer(self.config.num_layers) if self.config.num_mtp_layers else None
+        self._norm = parts.dense("model.norm.weight")
+        self._head = parts.dense("lm_head.weight")
+        self._rope = Rope(self.config, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of hidden states."""
+        return self._embedding.dtype
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch, cache: LatentCache) -> Tensor:
+        """Hidden states [T, D] after the final norm; the latents of the batch's tokens are written to the cache."""
+        x_TD: Tensor = functional.embedding(batch.token_ids, self._embedding)
+        if not len(x_TD):
+            return x_TD
+        step = self._plan(batch, cache)
+        for index, layer in enumerate(self._layers):
+            x_TD = layer(x_TD, step, cache.layer(index))
+        return rms_norm(x_TD, self._norm, self.config.rms_norm_eps)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] float32 of hidden states [N, D]. Ids above the tokenizer's last are padding: not to be sampled."""
+        return functional.linear(hidden, self._head).float()
+
+    @torch.inference_mode()
+    def draft_hidden(self, hidden: Tensor, next_token_ids: Tensor, batch: StepBatch, cache: LatentCache) -> Tensor:
+        """States [T, D] that predict the token after next, filling the MTP layer's cache.
+
+        `hidden` [T, D] is what `forward` returned for the batch, or this method did for a draft one token further;
+        `next_token_ids` [T] are the batch's tokens shifted by one. ValueError if the model has no MTP layer.
+        """
+        if self._mtp is None:
+            raise ValueError("this checkpoint has no MTP layer (num_nextn_predict_layers is 0): nothing can draft")
+        if not len(hidden):
+            return hidden
+        embedded = functional.embedding(next_token_ids, self._embedding)
+        return self._mtp(hidden, embedded, self._plan(batch, cache), cache.layer(self.config.num_layers))
+
+    def draft_logits(
+        self, hidden: Tensor, next_token_ids: Tensor, batch: StepBatch, cache: LatentCache
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [T, V] float32 for the token after next, and the states they come from (see `draft_hidden`)."""
+        drafted = self.draft_hidden(hidden, next_token_ids, batch, cache)
+        return self.logits(drafted), drafted
+
+    def _plan(self, batch: StepBatch, cache: LatentCache) -> Step:
+        rotations = self._rope.rotations(batch.positions)
+        return plan_step(batch, rotations, cache.block_size, self.absorb_up_to)

@@ -36,9 +36,10 @@ class HttpServer:
             access_log=False,
             server_header=False,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=1,
             lifespan="off",
         )
+        self.app = app
         self._server = uvicorn.Server(config)
         self._listener = listener
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
@@ -51,7 +52,7 @@ class HttpServer:
         self._thread.start()
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Finish the responses that are under way, for two seconds at most, and leave."""
+        """Finish the responses that are under way, for a second at most, and leave."""
         self._server.should_exit = True
         self._thread.join(timeout)
 

@@ -49,7 +49,7 @@ async def chat_job(service: Service, body: ChatBody) -> Job:
 
 async def completion_job(service: Service, body: CompletionBody) -> Job:
     """Token ids as they are; texts with the beginning-of-sequence token in front, unless they bring it themselves."""
-    prompts = await run_in_threadpool(lambda: tuple(_encode_prompt(service, p, body) for p in body.prompts))
+    prompts = await run_in_threadpool(lambda: tuple(_encode_prompt(service, p, body) for p in body.prompt))
     return _job(service, prompts, body, "prompt")
 
 
@@ -76,7 +76,8 @@ def _encode_prompt(service: Service, prompt: str | list[int], body: CompletionBo
     if isinstance(prompt, str):
         return tuple(encode_text(service, prompt, add_special_tokens=body.add_special_tokens))
     size = service.tokenizer.size
-    if wrong := next((id_ for id_ in prompt if not 0 <= id_ < size), None):
+    wrong = next((id_ for id_ in prompt if not 0 <= id_ < size), None)
+    if wrong is not None:
         raise ApiError(400, f"token id {wrong} is outside of the vocabulary, 0 to {size - 1}", param="prompt")
     return tuple(prompt)
 

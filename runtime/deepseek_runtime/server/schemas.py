@@ -48,9 +48,13 @@ class TextPart(Body):
         return value
 
 
+def _as_parts(value: object) -> object:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
+    content: Annotated[list[TextPart] | None, BeforeValidator(_as_parts)] = None
     prefix: bool = False
 
 
@@ -141,27 +145,27 @@ class ChatBody(GenerationBody):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class CompletionBody(GenerationBody):
-    """POST /v1/completions."""
+def _as_prompts(value: object) -> object:
+    """A list of prompts, whichever of the API's four forms was sent."""
+    prompts = value if isinstance(value, list) and not any(type(item) is int for item in value) else [value]
+    if not prompts or not all(_is_prompt(prompt) for prompt in prompts):
+        raise ValueError("must be a text, a list of token ids, or a list of either, none of them empty")
+    return prompts
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+
+def _is_prompt(value: object) -> bool:
+    ids = isinstance(value, list) and all(type(item) is int for item in value)
+    return bool(value) and (ids or isinstance(value, str))
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions. `prompt` is a list of prompts whichever form was sent."""
+
+    prompt: Annotated[list[str | list[int]], BeforeValidator(_as_prompts)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_special_tokens: bool = True
     echo: Annotated[bool | None, Unsupported] = False
     suffix: Annotated[str | None, Unsupported] = None
-
-    @model_validator(mode="after")
-    def _refuse_completion(self) -> CompletionBody:
-        if not self.prompts or not all(self.prompts):
-            raise ValueError("prompt must not be empty")
-        return self
-
-    @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts as a list, whichever of the four forms was sent."""
-        prompt: Any = self.prompt
-        single = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
-        return [prompt] if single else prompt
 
     @property
     def wanted_logprobs(self) -> int | None:

@@ -1,0 +1,198 @@
+"""The engine's thread over a model without weights: answers, order, cancellation, drain, failure."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from fake_model import EchoExecutor, next_token
+
+from deepseek_runtime.engine.blocks import BlockManager
+from deepseek_runtime.engine.engine import Broken, Engine, Event, RefusedError, Request, Token
+from deepseek_runtime.engine.runner import Runner
+from deepseek_runtime.engine.scheduler import Scheduler
+from deepseek_runtime.engine.sequence import FinishReason, SamplingParams
+from deepseek_runtime.engine.step import Operation, SequencePlan, StepPlan
+
+
+@dataclass
+class Channel:
+    """A channel to ranks that do not exist; it keeps what was sent."""
+
+    world_size: int = 2
+    rank: int = 0
+    sent: queue.SimpleQueue[StepPlan] = field(default_factory=queue.SimpleQueue)
+
+    def broadcast_ints(self, values: list[int] | None) -> list[int]:
+        assert values is not None
+        self.sent.put(StepPlan.decode(values))
+        return values
+
+
+class GatedExecutor(EchoExecutor):
+    """Runs a step only when it is let to; may be told to fail."""
+
+    def __init__(self, num_blocks: int = 12, block_size: int = 4) -> None:
+        super().__init__(num_blocks, block_size)
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.error: Exception | None = None
+        self.gate.set()
+
+    def run(self, plan: StepPlan):  # type: ignore[no-untyped-def]
+        self.entered.release()
+        self.gate.wait()
+        if self.error:
+            raise self.error
+        return super().run(plan)
+
+
+class Sink:
+    """Collects one sequence's events."""
+
+    def __init__(self) -> None:
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def tokens(self) -> tuple[list[int], FinishReason]:
+        tokens = []
+        while True:
+            event = self.events.get(timeout=10)
+            assert isinstance(event, Token), event
+            tokens.append(event.sampled.token)
+            if event.finish_reason is not None:
+                return tokens, event.finish_reason
+
+
+class Bench:
+    """An engine with its surroundings."""
+
+    def __init__(self) -> None:
+        self.executor = GatedExecutor()
+        self.channel = Channel()
+        self.failures: list[str] = []
+        runner = Runner(self.executor, self.channel, vocab_size=260)
+        scheduler = Scheduler(BlockManager(12, 4), token_budget=8, max_running=3)
+        self.engine = Engine(runner, scheduler, max_queued=3, on_failure=self.failures.append, keep_alive=0.05)
+        self.engine.start()
+
+    def submit(self, prompt: tuple[int, ...], max_tokens: int = 8) -> tuple[int, Sink]:
+        sink = Sink()
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=frozenset({1}))
+        return self.engine.submit([Request(prompt, params, sink.events.put)])[0], sink
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    subject = Bench()
+    yield subject
+    subject.executor.gate.set()
+    subject.engine.stop(5)
+
+
+def alone(prompt: tuple[int, ...], max_tokens: int) -> list[int]:
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_tokens and (not tokens[len(prompt) :] or tokens[-1] != 1):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+def test_answers_in_a_crowded_cache_equal_those_given_alone(bench: Bench) -> None:
+    prompts = [tuple(range(10 + n, 10 + 3 * n + 5)) for n in range(6)]
+    sinks = [bench.submit(prompt, max_tokens=14)[1] for prompt in prompts]
+    assert [sink.tokens()[0] for sink in sinks] == [alone(prompt, 14) for prompt in prompts]
+    assert bench.engine.stats().preemptions > 0
+    assert bench.engine.drain(5)
+    assert bench.engine.stats().cache_usage == 0
+
+
+def test_an_end_token_ends_an_answer(bench: Bench) -> None:
+    tokens, reason = bench.submit((0, 258, 50, 51, 259))[1].tokens()
+    assert (tokens, reason) == ([50, 51, 1], FinishReason.STOP)
+
+
+def test_one_too_many_is_refused_and_the_others_are_served(bench: Bench) -> None:
+    bench.executor.gate.clear()
+    sinks = [bench.submit((5, 6), max_tokens=2)[1] for _ in range(6)]
+    with pytest.raises(RefusedError, match="6 places") as caught:
+        bench.submit((5, 6))
+    assert caught.value.code == "queue_full"
+    bench.executor.gate.set()
+    assert all(len(sink.tokens()[0]) == 2 for sink in sinks)
+
+
+def test_a_cancelled_sequence_takes_part_in_no_further_step(bench: Bench) -> None:
+    bench.executor.gate.clear()
+    id_, _ = bench.submit((5, 6), max_tokens=20)
+    bench.executor.entered.acquire(timeout=10)
+    bench.engine.cancel([id_])
+    bench.executor.gate.set()
+    assert bench.engine.drain(5)
+    assert sum(bool(plan.sequences) for plan in bench.executor.steps) == 1
+    assert bench.engine.stats().cache_usage == 0
+
+
+def test_an_idle_engine_sends_signs_of_life_and_runs_nothing(bench: Bench) -> None:
+    plans = [bench.channel.sent.get(timeout=10) for _ in range(3)]
+    assert plans == [StepPlan()] * 3
+    assert bench.executor.steps == []
+    assert bench.engine.stats().step_age < 5
+
+
+def test_drain_finishes_what_runs_and_refuses_what_comes(bench: Bench) -> None:
+    bench.executor.gate.clear()
+    sink = bench.submit((5, 6), max_tokens=3)[1]
+    assert not bench.engine.drain(0.01)
+    with pytest.raises(RefusedError, match="shutting down"):
+        bench.submit((5, 6))
+    bench.executor.gate.set()
+    assert bench.engine.drain(5)
+    assert len(sink.tokens()[0]) == 3
+    assert bench.engine.stop(5)
+    operations = []
+    while not bench.channel.sent.empty():
+        operations.append(bench.channel.sent.get().operation)
+    assert Operation.DRAIN in operations
+    assert operations[-1] is Operation.STOP
+
+
+def test_a_failing_step_breaks_the_group_with_a_clean_error_for_everyone(bench: Bench) -> None:
+    bench.executor.error = RuntimeError("connection closed by peer")
+    sinks = [bench.submit((5, 6))[1] for _ in range(2)]
+    for sink in sinks:
+        event = sink.events.get(timeout=10)
+        assert isinstance(event, Broken)
+        assert "connection closed" in event.message
+    with pytest.raises(RefusedError) as caught:
+        bench.submit((5, 6))
+    assert caught.value.code == "group_broken"
+    assert len(bench.failures) == 1
+
+
+def test_requests_fail_at_once_also_while_a_step_hangs(bench: Bench) -> None:
+    bench.executor.gate.clear()
+    sink = bench.submit((5, 6))[1]
+    bench.executor.entered.acquire(timeout=10)
+    bench.engine.fail("rank 1 is gone")
+    assert sink.events.get(timeout=1) == Broken("rank 1 is gone")
+    assert bench.failures == ["rank 1 is gone"]
+
+
+def test_followers_run_the_plans_they_receive_until_told_to_stop() -> None:
+    plans = queue.SimpleQueue[list[int]]()
+
+    class Follower:
+        rank, world_size = 1, 2
+
+        def broadcast_ints(self, values: list[int] | None) -> list[int]:
+            assert values is None
+            return plans.get(timeout=10)
+
+    executor, seen = EchoExecutor(4, 4), list[Operation]()
+
+    work = StepPlan(sequences=(SequencePlan(0, (5, 6), (0,), 1),))
+    for plan in (StepPlan(), work, StepPlan(Operation.DRAIN), StepPlan(Operation.STOP)):
+        plans.put(plan.encode())
+    Runner(executor, Follower(), vocab_size=260).follow(seen.append)
+    assert executor.steps == [work]
+    assert seen == [Operation.STEP, Operation.STEP, Operation.DRAIN, Operation.STOP]

@@ -81,8 +81,10 @@ class Wording:
     """The fixed phrases of a worked solution in one language."""
 
     columns: tuple[str, ...]
-    opening: str
+    compared: str
+    digits: str
     turned: str
+    opening: str
     line: str
     carry: str
     borrow: str
@@ -94,22 +96,26 @@ class Wording:
 WORDING: dict[Language, Wording] = {
     "en": Wording(
         columns=("Ones", "Tens", "Hundreds", "Thousands", "Ten thousands"),
+        compared="{a} - {b}: {work}",
+        digits="{left} digits {sign} {right} digits",
+        turned="so the result is negative, turn it round",
         opening="{x} {op} {y}, column by column:",
-        turned="{a} < {b}, so the result is negative: turn it round.",
         line="{name}: {work}",
         carry="write {digit}, carry 1",
-        borrow="{left} < {right}, borrow 10: {sum} - {right} = {digit}",
+        borrow="borrow 10: {work}",
         join=", ",
         stop=".",
         conclusion="So {a} {op} {b} = {result}.\nAnswer: {result}",
     ),
     "zh": Wording(
         columns=("个位", "十位", "百位", "千位", "万位"),
+        compared="{a} - {b}:{work}",
+        digits="{left} 位 {sign} {right} 位",
+        turned="所以结果是负数,反过来算",
         opening="{x} {op} {y},逐位计算:",
-        turned="{a} < {b},结果是负数:先反过来算。",
         line="{name}:{work}",
         carry="写 {digit},进 1",
-        borrow="{left} < {right},借 10:{sum} - {right} = {digit}",
+        borrow="借 10:{work}",
         join=",",
         stop="。",
         conclusion="所以 {a} {op} {b} = {result}。\n答案:{result}",
@@ -141,11 +147,8 @@ class Problem:
     @property
     def solution(self) -> str:
         words = WORDING[self.language]
-        lines = []
-        x, y = self.a, self.b
-        if self.result < 0:
-            lines.append(words.turned.format(a=x, b=y))
-            x, y = y, x
+        lines = [_compared(self.a, self.b, words)] if self.op == "-" else []
+        x, y = (self.b, self.a) if self.result < 0 else (self.a, self.b)
         lines.append(words.opening.format(x=x, op=self.op, y=y))
         lines += _added(x, y, words) if self.op == "+" else _subtracted(x, y, words)
         lines.append(words.conclusion.format(a=self.a, op=self.op, b=self.b, result=self.result))
@@ -177,17 +180,40 @@ def _added(x: int, y: int, words: Wording) -> list[str]:
     return lines
 
 
+def _sign(left: int, right: int) -> str:
+    return "<" if left < right else "=" if left == right else ">"
+
+
+def _compared(a: int, b: int, words: Wording) -> str:
+    """Which operand is larger: by their lengths, or else digit by digit from the left up to the first difference."""
+    left, right = str(a), str(b)
+    work = []
+    if len(left) != len(right):
+        sign = _sign(len(left), len(right))
+        work.append(words.digits.format(left=len(left), sign=sign, right=len(right)))
+    else:
+        for one, other in zip(left, right, strict=True):
+            work.append(f"{one} {_sign(int(one), int(other))} {other}")
+            if one != other:
+                break
+    if a < b:
+        work.append(words.turned)
+    return words.compared.format(a=a, b=b, work=words.join.join(work) + words.stop)
+
+
 def _subtracted(x: int, y: int, words: Wording) -> list[str]:
+    """Each line names its digits first and computes then, so that every token follows from few and near ones."""
     lines, borrowed = [], 0
-    for name, (top, right) in zip(words.columns, _digit_pairs(x, y), strict=False):
-        left = top - borrowed
-        work = [f"{top} - 1 = {left}"] if borrowed else []
-        borrowed = int(left < right)
+    for name, (top, bottom) in zip(words.columns, _digit_pairs(x, y), strict=False):
+        less = f" - {bottom}" + (" - 1" if borrowed else "")
+        value = top - bottom - borrowed
+        borrowed = int(value < 0)
+        work = f"{top}{less}"
         if borrowed:
-            work.append(words.borrow.format(left=left, right=right, sum=left + 10, digit=left + 10 - right))
+            work += words.join + words.borrow.format(work=f"{top + 10}{less} = {value + 10}")
         else:
-            work.append(f"{left} - {right} = {left - right}")
-        lines.append(words.line.format(name=name, work=words.join.join(work) + words.stop))
+            work += f" = {value}"
+        lines.append(words.line.format(name=name, work=work + words.stop))
     return lines
 
 

@@ -36,7 +36,7 @@ class Settings:
     """Everything that decides the result, so that the checkpoint can name it."""
 
     seed: int = 1
-    steps: int = 2_500
+    steps: int = 2_800
     tokens_per_step: int = 4_096
     muon_rate: float = 0.02
     adam_rate: float = 3e-3

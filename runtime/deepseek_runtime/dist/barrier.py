@@ -35,10 +35,11 @@ class BarrierTimeoutError(RuntimeError):
 class StoreBarrier:
     """Barriers and progress reports of one rank. A barrier's name is used once in the life of a group."""
 
-    def __init__(self, store: Store, rank: int, world_size: int) -> None:
+    def __init__(self, store: Store, rank: int, world_size: int, report_every: float = REPORT_SECONDS) -> None:
         self._store = store
         self._rank = rank
         self._world_size = world_size
+        self._report_every = report_every
         self._reported = float("-inf")
 
     def report_progress(self, done: int, total: int) -> None:
@@ -51,13 +52,13 @@ class StoreBarrier:
     def wait(self, name: str, timeout: float, on_wait: Callable[[str], None] | None = None) -> None:
         """Block until every rank has called this with the name; BarrierTimeoutError after `timeout` seconds.
 
-        While others lag, `on_wait` gets a sentence about them every 10 seconds.
+        While others lag, `on_wait` gets a sentence about them every `report_every` seconds.
         """
         self._store.set(f"{name}/{self._rank}", "here")
         if self._store.add(f"{name}/arrived", 1) == self._world_size:
             self._store.set(f"{name}/complete", "yes")
         deadline = time.monotonic() + timeout
-        report_at = time.monotonic() + REPORT_SECONDS
+        report_at = time.monotonic() + self._report_every
         pause = threading.Event()
         while not self._store.check([f"{name}/complete"]):
             now = time.monotonic()
@@ -65,7 +66,7 @@ class StoreBarrier:
                 raise BarrierTimeoutError(f"{name}: after {timeout:g} s {self.describe_missing(name)}")
             if on_wait and now >= report_at:
                 on_wait(f"{name}: {self.describe_missing(name)}")
-                report_at = now + REPORT_SECONDS
+                report_at = now + self._report_every
             pause.wait(POLL_SECONDS)
 
     def describe_missing(self, name: str) -> str:

@@ -37,7 +37,7 @@ def grouped_experts(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: S
     before, *counts, after = torch.bincount(local + 1, minlength=held + 2).tolist()
     order = local.argsort(stable=True)[before : local.numel() - after]
     token = order // ids_TK.shape[1]
-    parts = x_TD[token].split(counts)
+    parts = torch.split(x_TD[token], counts)
     out = torch.zeros(x_TD.shape, dtype=torch.float32, device=x_TD.device)
     if not len(order):
         return out

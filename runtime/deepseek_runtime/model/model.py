@@ -57,7 +57,7 @@ class DeepSeekV3Model:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] float32 of hidden states [N, D]. Ids above the tokenizer's last are padding: not to be sampled."""
+        """Logits [N, V] float32 of hidden states [N, D]. Ids above the tokenizer's last are only padding."""
         return functional.linear(hidden, self._head).float()
 
     @torch.inference_mode()

@@ -1,0 +1,153 @@
+"""What a checkpoint folder holds, from the headers of its safetensors files: no tensor is read here.
+
+Everything that can be wrong with the files is found before anything is loaded, and said at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepseek_runtime.model.config import ModelConfig
+from deepseek_runtime.model.sharding import Parameter, is_known_surplus, parameters
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+FP8 = "F8_E4M3"
+ITEM_BYTES = {FP8: 1, "F8_E8M0": 1, "BF16": 2, "F16": 2, "F32": 4}
+SCALE_TYPES = ("F32", "BF16", "F8_E8M0")
+MAX_HEADER_BYTES = 100 * 2**20
+SHOWN = 100
+"""Problems that a message lists in full; one lost shard of the real model makes hundreds."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be loaded. The message has one line per problem."""
+
+    @classmethod
+    def listing(cls, folder: Path, problems: list[str]) -> CheckpointError:
+        shown = problems[:SHOWN]
+        if len(problems) > SHOWN:
+            shown.append(f"… and {len(problems) - SHOWN} more")
+        noun = "problem" if len(problems) == 1 else "problems"
+        return cls("\n  ".join([f"{folder} cannot be loaded, {len(problems)} {noun}:", *shown]))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies and what it is; `dtype` as safetensors writes it."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+Index = dict[str, TensorInfo]
+
+
+def read_index(folder: Path) -> Index:
+    """All tensors of a checkpoint; CheckpointError lists files that are missing, truncated or not as the index says."""
+    problems: list[str] = []
+    promised = _promised(folder)
+    found: Index = {}
+    for name in sorted(set(promised.values())) if promised is not None else [SINGLE_NAME]:
+        try:
+            found |= read_header(folder / name)
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            listed = [tensor for tensor, file in (promised or {}).items() if file == name]
+            problems += [
+                f"{name}: {tensor} is in {INDEX_NAME} but not in the file" for tensor in listed if tensor not in found
+            ]
+    if problems:
+        raise CheckpointError.listing(folder, problems)
+    return found
+
+
+def _promised(folder: Path) -> dict[str, str] | None:
+    """The index's map from tensors to file names; None for a checkpoint of one file without an index."""
+    file = folder / INDEX_NAME
+    if not file.exists():
+        if (folder / SINGLE_NAME).exists():
+            return None
+        raise CheckpointError(f"{folder}: there is neither {INDEX_NAME} nor {SINGLE_NAME}; is the download complete?")
+    try:
+        weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: not a safetensors index: {error}") from error
+    if not isinstance(weight_map, dict) or not all(_is_file_name(name) for name in weight_map.values()):
+        raise CheckpointError(f"{file}: weight_map must map tensors to names of files in the same folder")
+    return weight_map
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name
+
+
+def read_header(file: Path) -> Index:
+    """The tensors of one safetensors file; CheckpointError unless the file is exactly as long as its header says."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+                raise CheckpointError(f"{file.name}: truncated or no safetensors file ({size:,} bytes)")
+            header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        index = {name: TensorInfo(file, e["dtype"], tuple(e["shape"])) for name, e in header.items()}
+    except OSError as error:
+        raise CheckpointError(f"{file.name}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file.name}: its header is damaged: {error}") from error
+    if (expected := 8 + length + end) != size:
+        raise CheckpointError(f"{file.name}: {size:,} bytes on disk, {expected:,} by its header; fetch it again")
+    return index
+
+
+def has_mtp(config: ModelConfig, index: Iterable[str]) -> bool:
+    """Whether the MTP layer that the configuration promises is there; conversions often drop it."""
+    return any(name.startswith(f"model.layers.{config.num_layers}.") for name in index)
+
+
+def check(config: ModelConfig, index: Index) -> list[str]:
+    """Every tensor that is missing, unexpected, or not of the shape or type that the configuration implies."""
+    expected = {parameter.name: parameter for parameter in parameters(config)}
+    problems = [problem for parameter in expected.values() for problem in _problems(config, parameter, index)]
+    scales = {parameter.scale_name for parameter in expected.values()}
+    surplus = [name for name in index if name not in expected and name not in scales]
+    return problems + [f"{name}: unexpected tensor" for name in surplus if not is_known_surplus(config, name)]
+
+
+def _problems(config: ModelConfig, parameter: Parameter, index: Index) -> Iterator[str]:
+    name, info = parameter.name, index.get(parameter.name)
+    if info is None:
+        yield f"{name}: missing"
+        return
+    if info.shape != parameter.shape:
+        yield f"{name}: shape {list(info.shape)}, expected {list(parameter.shape)} by config.json"
+    if info.dtype not in ITEM_BYTES:
+        yield f"{name}: type {info.dtype}, known are {', '.join(ITEM_BYTES)}"
+    if info.dtype == FP8:
+        yield from _scale_problems(config, parameter, index)
+
+
+def _scale_problems(config: ModelConfig, parameter: Parameter, index: Index) -> Iterator[str]:
+    name, info = parameter.scale_name, index.get(parameter.scale_name)
+    if config.fp8_block is None:
+        yield f"{parameter.name}: FP8, but config.json has no quantization_config with its block size"
+    elif info is None:
+        yield f"{name}: missing, so that the FP8 values of {parameter.name} mean nothing"
+    else:
+        shape = tuple(math.ceil(n / b) for n, b in zip(parameter.shape, config.fp8_block, strict=False))
+        if info.shape != shape:
+            yield f"{name}: shape {list(info.shape)}, expected {list(shape)} for blocks of {list(config.fp8_block)}"
+        if info.dtype not in SCALE_TYPES:
+            yield f"{name}: type {info.dtype}, known are {', '.join(SCALE_TYPES)}"

@@ -68,7 +68,9 @@ def _write_shards(tensors: dict[str, Tensor], folder: Path) -> None:
         index[name] = f"model-{number + 1:05d}-of-{SHARDS:06d}.safetensors"
         done += tensor.nbytes
     for number, shard in enumerate(shards):
-        save_file(shard, folder / f"model-{number + 1:05d}-of-{SHARDS:06d}.safetensors", metadata={"format": "pt"})
+        path = folder / f"model-{number + 1:05d}-of-{SHARDS:06d}.safetensors"
+        save_file(shard, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # safetensors writes files that only their owner may read; serving pods are another user
     document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(document, indent=2) + "\n")
 

@@ -29,9 +29,27 @@ class Settings:
     stall_timeout: float = 60.0
     api_key_folder: Path | None = None
 
+    def problem(self) -> str | None:
+        """The first value that cannot be served with, as a sentence."""
+        positive = ("max_model_len", "kv_tokens", "block_size", "max_batch_tokens", "max_running")
+        for name in (*positive, "request_timeout", "drain_timeout", "stall_timeout"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                return f"--{name.replace('_', '-')} must be more than 0, not {value}"
+        if self.max_queued < 0:
+            return f"--max-queued must not be negative, not {self.max_queued}"
+        if self.api_key_folder and not self.api_key_folder.is_dir():
+            return f"--api-key-folder {self.api_key_folder}: no such folder"
+        return None
+
 
 class StartupError(RuntimeError):
     """The server cannot start as it was told to; the message says why and what to do."""
+
+
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a checkpoint: a path, or `tutor` for the one that ships with this package."""
+    return Path(__file__).parent / "tutor" if name == "tutor" else Path(name)
 
 
 def package_version() -> str:

@@ -7,6 +7,7 @@ keeps the other ranks' pending broadcast from timing out, lets each rank prove p
 from __future__ import annotations
 
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -19,6 +20,8 @@ from typing import Protocol
 from deepseek_runtime.engine.scheduler import Scheduler, Slot
 from deepseek_runtime.engine.sequence import FinishReason, Sampled, SamplingParams, Sequence
 from deepseek_runtime.engine.step import Operation
+
+logger = logging.getLogger(__name__)
 
 
 class Leader(Protocol):
@@ -183,6 +186,7 @@ class Engine:
                 if not self._stopping:
                     self._step()
         except Exception as error:
+            logger.exception("a step failed")
             self.fail(f"a step failed: {error}")
 
     def _obey(self) -> None:

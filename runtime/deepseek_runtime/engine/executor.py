@@ -26,18 +26,19 @@ class Model(Protocol):
 
 
 class ModelExecutor:
-    """Runs plans on this rank's part of the model and its cache."""
+    """Runs plans on this rank's part of the model and its cache. Only the rank that `leads` computes logits."""
 
-    def __init__(self, model: Model, cache: LatentCache, device: torch.device) -> None:
+    def __init__(self, model: Model, cache: LatentCache, device: torch.device, *, leads: bool) -> None:
         self._model = model
         self._cache = cache
         self._device = device
+        self._leads = leads
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Tensor:
         """Logits [N, V] float32 of the positions that the plan wants, in the order of its sequences."""
         hidden = self._model.forward(pack(plan, self._device), self._cache)
-        return self._model.logits(hidden[logit_rows(plan)])
+        return self._model.logits(hidden[logit_rows(plan)]) if self._leads else hidden
 
 
 def pack(plan: StepPlan, device: torch.device) -> StepBatch:

@@ -36,7 +36,7 @@ class Executor(Protocol):
     """Runs this rank's part of the model."""
 
     def run(self, plan: StepPlan) -> Tensor:
-        """Write the plan's tokens to the cache; logits [N, V] float32 of the N positions that the plan wants."""
+        """Write the plan's tokens to the cache; on rank 0, logits [N, V] float32 of the positions it wants."""
         ...
 
 

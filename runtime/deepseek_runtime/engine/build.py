@@ -1,0 +1,120 @@
+"""From settings and a group to a rank with its role: weights, cache, runner, and on rank 0 the engine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from deepseek_runtime.dist.group import Group
+from deepseek_runtime.engine.blocks import BlockManager
+from deepseek_runtime.engine.engine import Engine
+from deepseek_runtime.engine.executor import ModelExecutor
+from deepseek_runtime.engine.process import Ending, Follower, Leader, Role
+from deepseek_runtime.engine.runner import Runner
+from deepseek_runtime.engine.scheduler import Scheduler
+from deepseek_runtime.health import Health
+from deepseek_runtime.model.cache import LatentCache
+from deepseek_runtime.model.config import ModelConfig
+from deepseek_runtime.settings import Settings, StartupError
+from deepseek_runtime.text.tokenizer import Tokenizer
+from deepseek_runtime.weights.load import load_model
+
+logger = logging.getLogger(__name__)
+
+LOAD_TIMEOUT = 4 * 3600.0
+"""Seconds that ranks wait for the slowest one; the StatefulSet's startup probe ends it earlier where that is wanted."""
+
+CPU_CACHE_BYTES = 2**30
+GPU_CACHE_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What fits: tokens of the cache, and of one prompt with its answer."""
+
+    kv_tokens: int
+    max_model_len: int
+
+
+def build_role(
+    settings: Settings,
+    health: Health,
+    group: Group,
+    end: Callable[[Ending], None],
+    open_service: Callable[[Engine, Limits], None],
+) -> Role:
+    """Load this rank's weights, meet the others, and take the role of the rank. No collective is pending meanwhile.
+
+    On rank 0, `open_service` gets the engine, before it runs.
+    """
+
+    def on_progress(done: int, total: int) -> None:
+        health.report(done / max(total, 1))
+        group.report_progress(done, total)
+
+    model = load_model(
+        settings.model, group, device=group.device, dtype=_dtype(settings.dtype, group.device), on_progress=on_progress
+    )
+    group.barrier("loaded", LOAD_TIMEOUT, on_wait=logger.info)
+    limits = _limits(settings, model.config, model.dtype, group)
+    blocks = BlockManager(limits.kv_tokens // settings.block_size, settings.block_size)
+    cache = LatentCache.create(model.config, blocks.num_blocks, blocks.block_size, group.device, model.dtype)
+    executor = ModelExecutor(model, cache, group.device, leads=group.rank == 0)
+    runner = Runner(executor, group, vocab_size=Tokenizer(settings.model).size)
+    if group.rank:
+        return Follower(health, end, runner)
+    scheduler = Scheduler(blocks, token_budget=_token_budget(settings, group), max_running=settings.max_running)
+    engine = Engine(
+        runner, scheduler, max_queued=settings.max_queued, on_failure=lambda message: end(Ending(1, message))
+    )
+    logger.info("cache for %d tokens, prompt and answer up to %d", limits.kv_tokens, limits.max_model_len)
+    open_service(engine, limits)
+    return Leader(health, end, engine, drain_timeout=settings.drain_timeout)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """A type by its name; `auto` is exact on a CPU and what accelerators are fastest with elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _token_budget(settings: Settings, group: Group) -> int:
+    """Tokens of a step: enough to keep the device busy, few enough that decoding never waits long for a prompt."""
+    usual = 512 if group.device.type == "cpu" else 8192
+    return max(settings.max_batch_tokens or usual, settings.max_running)
+
+
+def _limits(settings: Settings, config: ModelConfig, dtype: torch.dtype, group: Group) -> Limits:
+    """Cache and context lengths, equal on all ranks: the rank with the least memory decides."""
+    wanted = settings.max_model_len or config.max_position
+    if wanted > config.max_position:
+        raise StartupError(f"--max-model-len {wanted} is more than the checkpoint's {config.max_position} positions")
+    own = settings.kv_tokens or _free_tokens(config, dtype, group.device, wanted)
+    tokens = _least(own, group) // settings.block_size * settings.block_size
+    if settings.max_model_len and tokens < wanted:
+        raise StartupError(
+            f"--max-model-len {wanted} does not fit into a cache of {tokens} tokens: lower it or raise --kv-tokens"
+        )
+    if not tokens:
+        raise StartupError(f"a cache of {own} tokens has no block of {settings.block_size}: raise --kv-tokens")
+    return Limits(tokens, min(wanted, tokens))
+
+
+def _free_tokens(config: ModelConfig, dtype: torch.dtype, device: torch.device, wanted: int) -> int:
+    """Tokens that the free memory of a GPU holds; on a CPU room for four full contexts within a fixed bound."""
+    per_token = config.num_cache_layers * config.cache_width * dtype.itemsize
+    if device.type == "cpu":
+        return min(4 * wanted, CPU_CACHE_BYTES // per_token)
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * GPU_CACHE_SHARE) // per_token
+
+
+def _least(own: int, group: Group) -> int:
+    """The smallest of all ranks' numbers."""
+    numbers = torch.zeros(group.world_size, dtype=torch.float64, device=group.device)
+    numbers[group.rank] = own
+    return int(group.all_reduce_sum(numbers).min())

@@ -1,0 +1,198 @@
+"""One rank from its start to its end: the main thread waits for signals and deaths, another joins, loads and runs.
+
+So a signal is obeyed and a lost rank noticed also while a collective or a step hangs; the process then leaves without
+asking that thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deepseek_runtime.dist.group import Group
+from deepseek_runtime.dist.topology import TopologyError
+from deepseek_runtime.engine.engine import Broken, Engine, Event, Request, Token
+from deepseek_runtime.engine.runner import Runner
+from deepseek_runtime.engine.sequence import SamplingParams
+from deepseek_runtime.engine.step import Operation
+from deepseek_runtime.health import Health, Heartbeat, Phase
+from deepseek_runtime.settings import StartupError
+
+logger = logging.getLogger(__name__)
+
+ANNOUNCEMENT_SECONDS = 10.0
+"""Within this time after its own SIGTERM, a follower hears from rank 0 that the group drains, or takes it as a loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a rank's life ends: the exit code, and why if it is not 0."""
+
+    code: int
+    message: str = ""
+
+
+class Role(ABC):
+    """What a rank does once its weights are loaded. `end` may be called at any time, from any thread, and returns."""
+
+    def __init__(self, health: Health, end: Callable[[Ending], None]) -> None:
+        self._health = health
+        self._end = end
+
+    @abstractmethod
+    def run(self) -> None:
+        """Work; returns when the group was stopped in good order, or leaves the work to another thread."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Finish what was accepted, then end with code 0."""
+
+    def give_up(self, message: str) -> None:  # noqa: B027 (only the leader has clients to tell)
+        """Tell whoever waits that the group is broken."""
+
+
+class Leader(Role):
+    """Rank 0: the engine, and the requests that it has accepted."""
+
+    def __init__(self, health: Health, end: Callable[[Ending], None], engine: Engine, *, drain_timeout: float) -> None:
+        super().__init__(health, end)
+        self._engine = engine
+        self._drain_timeout = drain_timeout
+
+    def run(self) -> None:
+        """Start the engine and prove it by a first request through every rank."""
+        self._engine.start()
+        self._health.enter(Phase.WARMING_UP)
+        _first_request(self._engine)
+        self._health.watch(lambda: self._engine.stats().step_age)
+        self._health.enter(Phase.READY)
+
+    def drain(self) -> None:
+        self._health.enter(Phase.DRAINING)
+        if not self._engine.drain(self._drain_timeout):
+            self._engine.fail(f"this server shuts down and the answer took longer than {self._drain_timeout:g} s more")
+        stopped = self._engine.stop(ANNOUNCEMENT_SECONDS)
+        self._end(Ending(0) if stopped else Ending(1, "a step did not end while shutting down"))
+
+    def give_up(self, message: str) -> None:
+        self._engine.fail(message)
+
+
+class Follower(Role):
+    """Every other rank: runs what rank 0 sends."""
+
+    def __init__(self, health: Health, end: Callable[[Ending], None], runner: Runner) -> None:
+        super().__init__(health, end)
+        self._runner = runner
+        self._heartbeat = Heartbeat()
+        self._announced = threading.Event()
+
+    def run(self) -> None:
+        """Follow until rank 0 says stop."""
+        self._heartbeat.beat()
+        self._health.watch(self._heartbeat.age)
+        self._health.enter(Phase.WARMING_UP)
+        self._runner.follow(self._on_message)
+        self._end(Ending(0))
+
+    def drain(self) -> None:
+        """Wait for rank 0, which got the same signal, to drain the group; without its word this is a loss."""
+        if not self._announced.wait(ANNOUNCEMENT_SECONDS):
+            self._end(Ending(1, "terminated, while rank 0 does not shut down"))
+
+    def _on_message(self, operation: Operation) -> None:
+        self._heartbeat.beat()
+        if operation is Operation.STEP:
+            if self._health.phase is Phase.WARMING_UP:
+                self._health.enter(Phase.READY)
+        else:
+            self._announced.set()
+            self._health.enter(Phase.DRAINING)
+
+
+class RankProcess:
+    """Supervises one rank. `join` meets the other ranks; `prepare` loads the weights and gives the rank its role."""
+
+    def __init__(
+        self,
+        health: Health,
+        join: Callable[[], Group],
+        prepare: Callable[[Group, Callable[[Ending], None]], Role],
+    ) -> None:
+        self._health = health
+        self._join = join
+        self._prepare = prepare
+        self._events: queue.SimpleQueue[Ending | None] = queue.SimpleQueue()
+        self._role: Role | None = None
+        self._group: Group | None = None
+
+    def run(self) -> Ending:
+        """Live until the end. A first SIGTERM or SIGINT drains, a second one ends at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._events.put(None))
+        threading.Thread(target=self._work, name="rank", daemon=True).start()
+        signals = 0
+        while (ending := self._events.get()) is None:
+            signals += 1
+            self._on_signal(signals)
+        return self._finish(ending)
+
+    def _on_signal(self, count: int) -> None:
+        if count > 1:
+            self._events.put(Ending(1, "told twice to terminate: leaving at once"))
+        elif self._role is None or self._health.phase is not Phase.READY:
+            self._events.put(Ending(0))  # nothing was accepted yet
+        else:
+            threading.Thread(target=self._role.drain, name="drain", daemon=True).start()
+
+    def _finish(self, ending: Ending) -> Ending:
+        if ending.code:
+            logger.error("%s", ending.message)
+            self._health.enter(Phase.BROKEN, ending.message)
+            if self._role:
+                self._role.give_up(ending.message)
+        elif self._group and self._role:
+            self._group.close()
+        return ending
+
+    def _work(self) -> None:
+        try:
+            self._health.enter(Phase.JOINING)
+            self._group = self._join()
+            self._group.watch(self._on_lost)
+            self._health.enter(Phase.LOADING)
+            self._role = self._prepare(self._group, self._events.put)
+        except (StartupError, TopologyError, ValueError, OSError) as error:
+            self._events.put(Ending(2, str(error)))
+        except Exception as error:
+            self._crash(error)
+        else:
+            self._run(self._role)
+
+    def _run(self, role: Role) -> None:
+        try:
+            role.run()
+        except Exception as error:
+            self._crash(error)
+
+    def _crash(self, error: Exception) -> None:
+        logger.exception("this rank cannot go on")
+        self._events.put(Ending(1, f"{type(error).__name__}: {error}"))
+
+    def _on_lost(self, rank: int, reason: str) -> None:
+        self._events.put(Ending(1, f"rank {rank} is lost: {reason}"))
+
+
+def _first_request(engine: Engine) -> None:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    engine.submit([Request((0,) * 8, SamplingParams(max_tokens=2, temperature=0.0), events.put)])
+    for event in iter(events.get, None):
+        if isinstance(event, Broken):
+            raise RuntimeError(f"the first step failed: {event.message}")
+        if isinstance(event, Token) and event.finish_reason is not None:
+            return

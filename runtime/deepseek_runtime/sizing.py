@@ -88,7 +88,7 @@ class ModelShape:
                 hidden_size=config["hidden_size"],
                 vocab_size=config["vocab_size"],
                 layers=config["num_hidden_layers"],
-                dense_layers=min(config["first_k_dense_replace"], config["num_hidden_layers"]),
+                dense_layers=min(config.get("first_k_dense_replace", 0), config["num_hidden_layers"]),
                 mtp_layers=config.get("num_nextn_predict_layers") or 0,
                 heads=config["num_attention_heads"],
                 q_lora_rank=config.get("q_lora_rank") or None,

@@ -119,6 +119,19 @@ def test_what_is_not_split_is_counted_on_every_rank() -> None:
     assert 6.0 < (weight_bytes(V3, whole) - weight_bytes(V3, split)) / GIB < 6.2
 
 
+@pytest.mark.parametrize(
+    ("product", "nodes", "weights_gib", "million_tokens"),
+    [("H200", 1, 86.9, 0.545), ("H100", 2, 47.6, 0.296), ("MI300X", 1, 86.9, 1.258)],
+)
+def test_the_native_engine_fits_where_the_samples_put_it(
+    product: str, nodes: int, weights_gib: float, million_tokens: float
+) -> None:
+    found = estimate(V3, Layout(nodes, 8, split_dense=False), ACCELERATORS[product].memory_bytes)
+    assert found.fits
+    assert found.weight_bytes / GIB == pytest.approx(weights_gib, abs=0.05)
+    assert found.kv_tokens / 1e6 == pytest.approx(million_tokens, abs=0.001)
+
+
 def test_hub_names_and_products_are_found_in_any_case() -> None:
     assert known_shape("deepseek-ai/deepseek-v3-0324") is V3
     assert known_shape("someone/else") is None

@@ -5,12 +5,17 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from . import configs
 from .errors import ClusterError
 from .layout import Node
 from .namespaces import wait_until
-from .oci import Image, Library, archive_images
+from .oci import Blob, Image, Library, archive_images
+
+# Bytes. Below, a blob is copied: that costs less than a call of `ctr`.
+_LARGE = 8_000_000
+_ATTEMPTS = 5
 
 
 class Store:
@@ -29,21 +34,40 @@ class Store:
         return {row[0]: row[2] for row in rows}
 
     def load(self, image: Image, library: Library) -> bool:
-        """Send what the node lacks of `image`; False if it has it already."""
+        """Give the node what it lacks of `image`; False if it has it already."""
         if self.images().get(image.reference) == image.manifest.digest:
             return False
-        present = set(self._run("content", "ls", "--quiet").split())
-        command = [*self._ctr, "images", "import", "-"]
-        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        with subprocess.Popen(command, stdin=pipe, stdout=nowhere, stderr=pipe) as importing:
-            assert importing.stdin is not None
-            assert importing.stderr is not None
-            # A server that stops reading says why on stderr.
-            with contextlib.suppress(BrokenPipeError), importing.stdin:
-                library.write_archive(image, importing.stdin, present)
-            reason = importing.stderr.read().decode()
-        self._check(importing.returncode, image.reference, reason)
+        large = [blob for blob in image.blobs if blob.size > _LARGE]
+        small = library.archive(image, without=large)
+        # Until the image names them, nothing holds the adopted blobs, and a collection may take them: try again then.
+        for attempt in range(_ATTEMPTS):
+            for blob in large:
+                self._adopt(blob, library.path(blob))
+            done = self._import(small)
+            if done.returncode == 0 or attempt == _ATTEMPTS - 1:
+                self._check(done, image.reference)
+                break
         return True
+
+    def _adopt(self, blob: Blob, path: Path) -> None:
+        """Make a blob of the library one of the store by a hard link: nothing is copied, the disk holds it once.
+
+        containerd finds it there when it is told to take in a blob of that digest; otherwise it would read the file.
+        """
+        target = self._node.store / "io.containerd.content.v1.content" / "blobs" / "sha256" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            target.hardlink_to(path)
+        expected = ["--expected-digest", blob.digest, "--expected-size", str(blob.size)]
+        command = [*self._ctr, "content", "ingest", *expected, f"adopt-{path.name}"]
+        with path.open("rb") as file:
+            self._check(subprocess.run(command, stdin=file, capture_output=True, check=False), path.name)
+
+    def _import(self, archive: bytes | IO[bytes]) -> subprocess.CompletedProcess[bytes]:
+        command = [*self._ctr, "images", "import", "-"]
+        if isinstance(archive, bytes):
+            return subprocess.run(command, input=archive, capture_output=True, check=False)
+        return subprocess.run(command, stdin=archive, capture_output=True, check=False)
 
     def load_archive(self, path: Path) -> bool:
         """Import a tar that `docker save` or another builder wrote; False if its images are there already."""
@@ -51,9 +75,7 @@ class Store:
         if named and named.items() <= self.images().items():
             return False
         with path.open("rb") as archive:
-            command = [*self._ctr, "images", "import", "-"]
-            done = subprocess.run(command, stdin=archive, capture_output=True, text=True, check=False)
-        self._check(done.returncode, str(path), done.stderr)
+            self._check(self._import(archive), str(path))
         return True
 
     def clear_containers(self, log: Path) -> None:
@@ -77,10 +99,10 @@ class Store:
         return subprocess.run([*self._ctr, *arguments], capture_output=True, check=False).returncode == 0
 
     def _run(self, *arguments: str) -> str:
-        done = subprocess.run([*self._ctr, *arguments], capture_output=True, text=True, check=False)
-        self._check(done.returncode, " ".join(arguments), done.stderr)
-        return done.stdout
+        done = subprocess.run([*self._ctr, *arguments], capture_output=True, check=False)
+        self._check(done, " ".join(arguments))
+        return done.stdout.decode()
 
-    def _check(self, code: int, what: str, reason: str) -> None:
-        if code != 0:
-            raise ClusterError(f"containerd of {self._node.name} refused {what}: {reason.strip()}")
+    def _check(self, done: subprocess.CompletedProcess[bytes], what: str) -> None:
+        if done.returncode != 0:
+            raise ClusterError(f"containerd of {self._node.name} refused {what}: {done.stderr.decode().strip()}")

@@ -18,6 +18,7 @@ from urllib.parse import quote
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
+_IMAGE_NAME = "io.containerd.image.name"
 _CHUNK = 1 << 20
 
 
@@ -110,21 +111,25 @@ class Library:
             if path not in used:
                 path.unlink()
 
-    def write_archive(self, image: Image, output: IO[bytes], present: Collection[str] = ()) -> None:
-        """Write an OCI archive to `output`, without the blobs whose digests the receiver has already."""
-        named = {"io.containerd.image.name": image.reference, "org.opencontainers.image.ref.name": image.reference}
+    def archive(self, image: Image, without: Collection[Blob] = ()) -> bytes:
+        """An OCI archive of the image, less the blobs that the receiver has already."""
+        named = {_IMAGE_NAME: image.reference, "org.opencontainers.image.ref.name": image.reference}
         entry = {**image.manifest.described(_MANIFEST), "annotations": named}
-        with tarfile.open(None, "w|", output, _CHUNK) as tar:
+        output = io.BytesIO()
+        with tarfile.open(None, "w", output) as tar:
             _add_bytes(tar, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
             _add_bytes(tar, "index.json", json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode())
             for blob in image.blobs:
-                if blob.digest not in present:
+                if blob not in without:
                     tar.add(self.path(blob), f"blobs/sha256/{self.path(blob).name}")
+        return output.getvalue()
 
     def _add_json(self, body: dict[str, Any]) -> Blob:
         data = json.dumps(body, sort_keys=True).encode()
         blob = Blob(f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
-        self.path(blob).write_bytes(data)
+        # Never rewritten: the nodes' stores hold the same file by a hard link.
+        if not self.path(blob).exists():
+            self.path(blob).write_bytes(data)
         return blob
 
 
@@ -136,9 +141,8 @@ def archive_images(path: Path) -> dict[str, str] | None:
         except KeyError:
             return None
         entries = json.load(index)["manifests"] if index else []
-    name = "io.containerd.image.name"
-    named = {entry["annotations"][name]: entry["digest"] for entry in entries if name in entry.get("annotations", {})}
-    return named or None
+    digests = {entry.get("annotations", {}).get(_IMAGE_NAME): entry["digest"] for entry in entries}
+    return {name: digest for name, digest in digests.items() if name} or None
 
 
 class _Hashing(io.RawIOBase):

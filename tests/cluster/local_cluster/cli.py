@@ -1,6 +1,7 @@
 """The command line: `tests/cluster/cluster VERB`."""
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,9 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     layout = Layout.of_user()
     try:
         _run(layout, options)
+        sys.stdout.flush()
     except ClusterError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except BrokenPipeError:
+        # The reader (head, grep -q) has seen enough; nothing may be written at the interpreter's end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.stderr.write("Stopped.\n")
         return 130

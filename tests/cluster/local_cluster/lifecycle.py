@@ -37,8 +37,7 @@ def up(layout: Layout, nodes: int, gpus: int) -> None:
             print(f"The cluster is up already: {current.nodes} node(s).")
             return
         _prepare(layout)
-        if current:
-            namespaces.kill(current)
+        namespaces.end(layout)
         _clear(layout)
         with Progress(f"Starting Kubernetes with {nodes} node(s)") as progress:
             _start(layout, nodes, gpus, progress)
@@ -48,14 +47,12 @@ def down(layout: Layout, *, purge: bool) -> None:
     """End every process and remove every trace but the cache; with `purge`, the images too."""
     host.require_root()
     with _alone(layout):
-        current = namespaces.running(layout)
-        if current:
-            namespaces.kill(current)
+        was_up = namespaces.end(layout)
         _clear(layout)
         if purge:
             for folder in (layout.stores, layout.images):
                 shutil.rmtree(folder, ignore_errors=True)
-    print("The cluster is down." if current else "No cluster was up.")
+    print("The cluster is down." if was_up else "No cluster was up.")
 
 
 def require_running(layout: Layout) -> Running:
@@ -125,15 +122,14 @@ def _start(layout: Layout, nodes: int, gpus: int, progress: Progress) -> None:
         arguments = [str(layout.cache), str(nodes), str(gpus), str(listener.fileno())]
         launched = namespaces.launch(layout, arguments, listener.fileno(), _environment(layout))
     namespaces.remember(layout, launched, nodes, gpus, str(_PACKAGE_ROOT))
-    current = require_running(layout)
     ready, failed = layout.run / "ready", layout.run / "failed"
     try:
         settled = _wait_showing(layout, lambda: ready.exists() or _ended(layout), progress)
     except BaseException:
-        namespaces.kill(current)
+        namespaces.end(layout)
         raise
     if not ready.exists():
-        namespaces.kill(current)
+        namespaces.end(layout)
         reason = json.loads(failed.read_text()) if failed.exists() else {}
         raise ClusterError(_explain(layout, reason, settled))
 

@@ -19,6 +19,7 @@ from .errors import ClusterError
 from .layout import Layout
 
 _UNSHARE = "--mount --net --pid --uts --ipc --fork --mount-proc --kill-child=SIGKILL --propagation private"
+_MODULE = "local_cluster.supervisor"
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -53,7 +54,7 @@ def launch(layout: Layout, arguments: list[str], listener: int, environment: dic
     `listener` is an open socket that stays in the caller's network namespace and is handed down.
     """
     layout.logs.mkdir(parents=True, exist_ok=True)
-    command = ["unshare", *_UNSHARE.split(), sys.executable, "-m", "local_cluster.supervisor", *arguments]
+    command = ["unshare", *_UNSHARE.split(), sys.executable, "-m", _MODULE, *arguments]
     with (layout.logs / "supervisor.log").open("wb") as log:
         launcher = subprocess.Popen(
             command,
@@ -79,19 +80,32 @@ def remember(layout: Layout, launched: tuple[int, int], nodes: int, gpus: int, s
     record_path(layout).write_text(json.dumps(asdict(record)))
 
 
-def kill(record: Running) -> None:
-    """End the first process, and with it all others, and wait until they are gone."""
-    for process in (record.init, record.launcher):
+def end(layout: Layout) -> bool:
+    """End the cluster, even one that a killed `up` left unrecorded, and wait until it is gone; False if there was none."""
+    found = _supervisors(layout)
+    for process in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    if not wait_until(lambda: _start_time(record.init) != record.started, 20, 0.05):
-        raise ClusterError(f"Process {record.init} of the cluster does not end: something holds it in the kernel.")
+    if not wait_until(lambda: not _supervisors(layout), 20, 0.05):
+        raise ClusterError(f"Processes {_supervisors(layout)} of the cluster do not end: the kernel holds them.")
+    return bool(found)
+
+
+def _supervisors(layout: Layout) -> list[int]:
+    """The launcher and the processes of our module for this cache folder; all others end with them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_text(errors="replace").split("\0")
+            if _MODULE in words and str(layout.cache) in words and _start_time(int(process.name)):
+                found.append(int(process.name))
+    return found
 
 
 def remove_cgroups(name: str) -> bool:
     """Remove the cgroups that pods left behind under `name`; False while the kernel still holds one."""
     for _ in range(50):
-        left = [root / name for root in _hierarchies() if (root / name).exists()]
+        left = [root / name for root in (_CGROUPS, *_CGROUPS.glob("*/")) if (root / name).exists()]
         if not left:
             return True
         for top in left:

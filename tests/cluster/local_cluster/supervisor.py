@@ -20,6 +20,7 @@ from . import addons, configs, daemons, forward, namespaces
 from .api import Api, Unavailable
 from .containers import Store
 from .daemons import Daemon
+from .errors import ClusterError
 from .images.basic import basic_images
 from .layout import API_PORT, BALANCER_CIDR, SERVICE_CIDR, Layout, Node
 from .namespaces import wait_until
@@ -176,6 +177,8 @@ def supervise(layout: Layout, nodes: list[Node], gpus: int, listener: int) -> No
         bring_up(supervisor, layout, nodes, gpus)
     except NotUpError as error:
         return _tell(layout, "failed", {"component": error.component, "reason": error.reason})
+    except ClusterError as error:
+        return _tell(layout, "failed", {"component": "supervisor", "reason": str(error)})
     except Exception as error:
         return _tell(layout, "failed", {"component": "supervisor", "reason": repr(error)})
     # The same port inside and outside: one kubeconfig serves both.

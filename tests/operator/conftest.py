@@ -243,9 +243,7 @@ def cpu_spec() -> Manifest:
 
 
 @pytest.fixture
-def serving(
-    cluster: FakeCluster, settle: Callable[[], Outcome], cpu_spec: Manifest
-) -> Callable[[], FakeCluster]:
+def serving(cluster: FakeCluster, settle: Callable[[], Outcome], cpu_spec: Manifest) -> Callable[[], FakeCluster]:
     """Bring `cpu_spec` to serving and return the cluster."""
 
     def bring() -> FakeCluster:

@@ -108,12 +108,25 @@ def test_the_planner_chooses_the_fewest_nodes(cluster, settle):
     ("pod", "reason", "words"),
     [
         (
-            {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes: Insufficient nvidia.com/gpu"}]},
+            {
+                "conditions": [
+                    {
+                        "type": "PodScheduled",
+                        "status": "False",
+                        "reason": "Unschedulable",
+                        "message": "0/2 nodes: Insufficient nvidia.com/gpu",
+                    }
+                ]
+            },
             "Unschedulable",
             "Insufficient nvidia.com/gpu",
         ),
         (
-            {"containerStatuses": [{"name": "engine", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]},
+            {
+                "containerStatuses": [
+                    {"name": "engine", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+                ]
+            },
             "ImagePullBackOff",
             "no such image",
         ),
@@ -124,7 +137,9 @@ def test_the_planner_chooses_the_fewest_nodes(cluster, settle):
                         "name": "engine",
                         "restartCount": 4,
                         "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-                        "lastState": {"terminated": {"exitCode": 1, "reason": "Error", "message": "CUDA out of memory"}},
+                        "lastState": {
+                            "terminated": {"exitCode": 1, "reason": "Error", "message": "CUDA out of memory"}
+                        },
                     }
                 ]
             },
@@ -276,7 +291,12 @@ def test_children_of_a_former_object_are_neither_adopted_nor_counted(serving, re
 
 
 def test_a_name_that_a_stranger_holds_is_left_alone_and_told(cluster, settle, cpu_spec):
-    stranger = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "chat", "namespace": "ai"}, "spec": {"x": 1}}
+    stranger = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "chat", "namespace": "ai"},
+        "spec": {"x": 1},
+    }
     cluster.put(stranger)
     cluster.deploy(cpu_spec)
     settle()

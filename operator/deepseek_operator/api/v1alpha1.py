@@ -348,7 +348,8 @@ class Spec(Model):
         dict[str, Any] | None,
         Field(
             description="Merged last over the serving pods' template (strategic merge): tolerations, nodeSelector, "
-            "volumes, resources, securityContext. The engine's container is named `engine`.",
+            "volumes, resources, securityContext. The engine's container is named `engine`; `$patch: delete` removes "
+            "what it stands in, `$patch: replace` puts it in place of ours.",
             json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
         ),
     ] = None

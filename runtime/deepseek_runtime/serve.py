@@ -129,20 +129,20 @@ def serve(settings: Settings) -> int:
 def _run(settings: Settings, health: Health, rank: int) -> Ending:
     front = Front(settings, health) if rank == 0 else None
 
+    from deepseek_runtime.dist.group import Group
     from deepseek_runtime.dist.init import join_group
-    from deepseek_runtime.engine.build import build_role
-    from deepseek_runtime.engine.process import RankProcess
+    from deepseek_runtime.engine.build import load_rank, make_engine
+    from deepseek_runtime.engine.process import End, Ending, Follower, Leader, RankProcess, Role
 
-    def open_service(engine: Engine, limits: Limits) -> None:
-        assert front is not None
-        front.open(engine, limits)
+    def prepare(group: Group, end: End) -> Role:
+        loaded = load_rank(settings, group, health.report)
+        if front is None:
+            return Follower(health, end, loaded.runner)
+        engine = make_engine(settings, loaded, group.device, lambda message: end(Ending(1, message)))
+        front.open(engine, loaded.limits)
+        return Leader(health, end, engine, drain_timeout=settings.drain_timeout)
 
-    process = RankProcess(
-        health,
-        join=lambda: join_group(settings.device),
-        prepare=lambda group, end: build_role(settings, health, group, end, open_service),
-    )
-    ending = process.run()
+    ending = RankProcess(health, lambda: join_group(settings.device), prepare).run()
     if front:
         front.stop()
     return ending

@@ -1,4 +1,4 @@
-"""From settings and a group to a rank with its role: weights, cache, runner, and on rank 0 the engine."""
+"""From settings and a group to a rank that runs steps: weights, cache, runner, and on rank 0 the engine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from deepseek_runtime.dist.group import Group
 from deepseek_runtime.engine.blocks import BlockManager
 from deepseek_runtime.engine.engine import Engine
 from deepseek_runtime.engine.executor import ModelExecutor
-from deepseek_runtime.engine.process import Ending, Follower, Leader, Role
 from deepseek_runtime.engine.runner import Runner
 from deepseek_runtime.engine.scheduler import Scheduler
-from deepseek_runtime.health import Health
 from deepseek_runtime.model.cache import LatentCache
 from deepseek_runtime.model.config import ModelConfig
 from deepseek_runtime.settings import Settings, StartupError
@@ -27,7 +25,7 @@ logger = logging.getLogger(__name__)
 LOAD_TIMEOUT = 4 * 3600.0
 """Seconds that ranks wait for the slowest one; the StatefulSet's startup probe ends it earlier where that is wanted."""
 
-CPU_CACHE_BYTES = 2**30
+CPU_CACHE_BYTES = 2**28
 GPU_CACHE_SHARE = 0.9
 
 
@@ -39,40 +37,44 @@ class Limits:
     max_model_len: int
 
 
-def build_role(
-    settings: Settings,
-    health: Health,
-    group: Group,
-    end: Callable[[Ending], None],
-    open_service: Callable[[Engine, Limits], None],
-) -> Role:
-    """Load this rank's weights, meet the others, and take the role of the rank. No collective is pending meanwhile.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One rank, ready to run steps."""
 
-    On rank 0, `open_service` gets the engine, before it runs.
+    runner: Runner
+    blocks: BlockManager
+    limits: Limits
+
+
+def load_rank(settings: Settings, group: Group, report: Callable[[float], None]) -> Loaded:
+    """Load this rank's weights, meet the others, and make a cache. No collective is pending while anyone loads.
+
+    `report` gets the share of this rank's weights that is loaded, 0 to 1.
     """
 
     def on_progress(done: int, total: int) -> None:
-        health.report(done / max(total, 1))
+        report(done / max(total, 1))
         group.report_progress(done, total)
 
+    device = group.device
     model = load_model(
-        settings.model, group, device=group.device, dtype=_dtype(settings.dtype, group.device), on_progress=on_progress
+        settings.model, group, device=device, dtype=_dtype(settings.dtype, device), on_progress=on_progress
     )
     group.barrier("loaded", LOAD_TIMEOUT, on_wait=logger.info)
     limits = _limits(settings, model.config, model.dtype, group)
     blocks = BlockManager(limits.kv_tokens // settings.block_size, settings.block_size)
-    cache = LatentCache.create(model.config, blocks.num_blocks, blocks.block_size, group.device, model.dtype)
-    executor = ModelExecutor(model, cache, group.device, leads=group.rank == 0)
-    runner = Runner(executor, group, vocab_size=Tokenizer(settings.model).size)
-    if group.rank:
-        return Follower(health, end, runner)
-    scheduler = Scheduler(blocks, token_budget=_token_budget(settings, group), max_running=settings.max_running)
-    engine = Engine(
-        runner, scheduler, max_queued=settings.max_queued, on_failure=lambda message: end(Ending(1, message))
-    )
+    cache = LatentCache.create(model.config, blocks.num_blocks, blocks.block_size, device, model.dtype)
+    executor = ModelExecutor(model, cache, device, leads=group.rank == 0)
+    return Loaded(Runner(executor, group, vocab_size=Tokenizer(settings.model).size), blocks, limits)
+
+
+def make_engine(settings: Settings, loaded: Loaded, device: torch.device, on_failure: Callable[[str], None]) -> Engine:
+    """Rank 0's engine, not started yet."""
+    budget = _token_budget(settings, device)
+    scheduler = Scheduler(loaded.blocks, token_budget=budget, max_running=settings.max_running)
+    limits = loaded.limits
     logger.info("cache for %d tokens, prompt and answer up to %d", limits.kv_tokens, limits.max_model_len)
-    open_service(engine, limits)
-    return Leader(health, end, engine, drain_timeout=settings.drain_timeout)
+    return Engine(loaded.runner, scheduler, max_queued=settings.max_queued, on_failure=on_failure)
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
@@ -82,9 +84,9 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def _token_budget(settings: Settings, group: Group) -> int:
+def _token_budget(settings: Settings, device: torch.device) -> int:
     """Tokens of a step: enough to keep the device busy, few enough that decoding never waits long for a prompt."""
-    usual = 512 if group.device.type == "cpu" else 8192
+    usual = 512 if device.type == "cpu" else 8192
     return max(settings.max_batch_tokens or usual, settings.max_running)
 
 

@@ -185,9 +185,10 @@ class Engine:
                 self._obey()
                 if not self._stopping:
                     self._step()
-        except Exception as error:
-            logger.exception("a step failed")
-            self.fail(f"a step failed: {error}")
+        except Exception:
+            if self._closed is None or self._closed.code != "group_broken":  # else it is the echo of what is known
+                logger.exception("a step failed")
+            self.fail("a step failed, the server's log has the details")
 
     def _obey(self) -> None:
         """Carry out what was asked since the last step; with nothing to run, wait for it."""

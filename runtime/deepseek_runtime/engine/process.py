@@ -37,10 +37,14 @@ class Ending:
     message: str = ""
 
 
-class Role(ABC):
-    """What a rank does once its weights are loaded. `end` may be called at any time, from any thread, and returns."""
+End = Callable[[Ending], None]
+"""Asks for the end of the rank; from any thread, at once."""
 
-    def __init__(self, health: Health, end: Callable[[Ending], None]) -> None:
+
+class Role(ABC):
+    """What a rank does once its weights are loaded."""
+
+    def __init__(self, health: Health, end: End) -> None:
         self._health = health
         self._end = end
 
@@ -59,7 +63,7 @@ class Role(ABC):
 class Leader(Role):
     """Rank 0: the engine, and the requests that it has accepted."""
 
-    def __init__(self, health: Health, end: Callable[[Ending], None], engine: Engine, *, drain_timeout: float) -> None:
+    def __init__(self, health: Health, end: End, engine: Engine, *, drain_timeout: float) -> None:
         super().__init__(health, end)
         self._engine = engine
         self._drain_timeout = drain_timeout
@@ -86,7 +90,7 @@ class Leader(Role):
 class Follower(Role):
     """Every other rank: runs what rank 0 sends."""
 
-    def __init__(self, health: Health, end: Callable[[Ending], None], runner: Runner) -> None:
+    def __init__(self, health: Health, end: End, runner: Runner) -> None:
         super().__init__(health, end)
         self._runner = runner
         self._heartbeat = Heartbeat()
@@ -122,7 +126,7 @@ class RankProcess:
         self,
         health: Health,
         join: Callable[[], Group],
-        prepare: Callable[[Group, Callable[[Ending], None]], Role],
+        prepare: Callable[[Group, End], Role],
     ) -> None:
         self._health = health
         self._join = join

@@ -81,7 +81,7 @@ def remember(layout: Layout, launched: tuple[int, int], nodes: int, gpus: int, s
 
 
 def end(layout: Layout) -> bool:
-    """End the cluster, even one that a killed `up` left unrecorded, and wait until it is gone; False if there was none."""
+    """End the cluster, even one that a killed `up` left unrecorded, and wait until it is gone; False for none there."""
     found = _supervisors(layout)
     for process in found:
         with contextlib.suppress(ProcessLookupError):

@@ -21,7 +21,7 @@ FP8 = "F8_E4M3"
 ITEM_BYTES = {FP8: 1, "F8_E8M0": 1, "BF16": 2, "F16": 2, "F32": 4}
 SCALE_TYPES = ("F32", "BF16", "F8_E8M0")
 MAX_HEADER_BYTES = 100 * 2**20
-SHOWN = 100
+SHOWN = 50
 """Problems that a message lists in full; one lost shard of the real model makes hundreds."""
 
 

@@ -1,0 +1,78 @@
+"""Checkpoints on disk, the runtime's model of each, and the independent float32 reference: transformers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoint import Config, v3_config, write_checkpoint
+from torch import Tensor
+
+from deepseek_runtime.dist.group import Group
+from deepseek_runtime.model.model import DeepSeekV3Model
+from deepseek_runtime.weights.load import load_model
+
+Load = Callable[[Path], DeepSeekV3Model]
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """Write a random checkpoint to a folder of its own."""
+
+    def make(config: Config, *, fp8: bool = False) -> Path:
+        folder = tmp_path_factory.mktemp("checkpoint")
+        write_checkpoint(folder, config, fp8=fp8)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def v3_folder(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint(v3_config())
+
+
+@pytest.fixture(scope="session")
+def load() -> Load:
+    """The whole model on one rank, in float32."""
+
+    def load_whole(folder: Path) -> DeepSeekV3Model:
+        return load_model(folder, Group(), device=torch.device("cpu"), dtype=torch.float32)
+
+    return load_whole
+
+
+@pytest.fixture
+def v3_model(v3_folder: Path, load: Load) -> DeepSeekV3Model:
+    return load(v3_folder)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[Path], Any]:
+    """transformers' model of a checkpoint, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    def load_reference(folder: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    return load_reference
+
+
+@pytest.fixture(scope="session")
+def reference_logits(reference: Callable[[Path], Any]) -> Callable[..., Tensor]:
+    """Its logits [T, V] for a list of tokens, or for the last `last` of them."""
+
+    def compute(folder: Path, tokens: list[int], last: int = 0) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = reference(folder)(torch.tensor([tokens]), logits_to_keep=last).logits[0]
+        return logits
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def tokens() -> list[int]:
+    """Seventy random tokens."""
+    return torch.randint(2, 200, (70,), generator=torch.Generator().manual_seed(1)).tolist()

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from deepseek_runtime.dist.group import Group, ProcessGroup
@@ -17,23 +17,38 @@ JOIN_TIMEOUT = timedelta(minutes=30)
 """Also bounds each collective: generous, since a dead rank is noticed by `liveness`, not by a timeout."""
 
 
-def join_group(device: str = "auto") -> Group:
+def join_group(device: str = "auto", timeout: timedelta = JOIN_TIMEOUT) -> Group:
     """Meet the other ranks and connect to them; returns when all are there.
 
     `device` is "cpu", "cuda" (NVIDIA or ROCm), or "auto": a GPU where there is one. The group's `device` is this
-    rank's. TopologyError tells what is wrong with the environment.
+    rank's. TopologyError tells what is wrong with the environment, or that the others were not met.
     """
     topology = Topology.from_env(os.environ)
     own_device = choose_device(device, topology.local_rank)
     if topology.world_size == 1:
         return Group(own_device)
     _choose_interface(topology)
-    store, rank, world_size = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
-    backend = "gloo" if own_device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(
-        backend, store=PrefixStore("torch", store), rank=rank, world_size=world_size, timeout=JOIN_TIMEOUT
-    )
+    try:
+        store = _meet(own_device, timeout)
+    except (RuntimeError, ValueError) as error:
+        cause = str(error).partition("\n")[0]
+        others = topology.world_size - 1
+        raise TopologyError(
+            f"rank {topology.rank} did not meet the {others} other rank{'s' * (others > 1)} at "
+            f"{topology.master_addr}:{os.environ.get('MASTER_PORT', '')}: {cause}"
+        ) from error
     return ProcessGroup(topology, own_device, PrefixStore("dsv3", store))
+
+
+def _meet(device: torch.device, timeout: timedelta) -> Store:
+    """Start torch's process group; the store through which its ranks met, which lives in torchrun's agent on node 0."""
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(
+        backend, store=PrefixStore("torch", store), rank=rank, world_size=world_size, timeout=timeout
+    )
+    shared: Store = store
+    return shared
 
 
 def choose_device(device: str, local_rank: int) -> torch.device:

@@ -23,6 +23,11 @@ class Line:
         with contextlib.suppress(OSError):
             self.socket.send("\t".join(words).encode() + b"\n")
 
+    def finish(self) -> None:
+        """Tell the other end that nothing more comes; its lines can still be received."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
     def receive(self) -> list[list[str]]:
         """The complete lines that have come, as words; OSError once the connection has ended or talks nonsense."""
         try:

@@ -21,6 +21,7 @@ from deepseek_runtime.dist.topology import Topology
 
 OnLost = Callable[[int, str], None]
 ADDRESS_KEY = "liveness"
+PARTING_SECONDS = 1.0
 
 
 class Store(Protocol):
@@ -190,12 +191,32 @@ class Liveness:
         self._peers = {rank: peer for rank, peer in self._peers.items() if peer is not line}
 
     def _leave(self, lost: _LostError | None) -> None:
+        self._selector.unregister(self._wakened)
         if lost is None:
+            self._receive_until(lambda: not self._awaited)
             self._tell("bye")
-        elif self._topology.rank == 0:
+        else:
+            if lost.rank in self._peers:
+                self._drop(self._peers[lost.rank])
             self._tell("lost", str(lost.rank), lost.reason)
+        self._part()
         for line in (*self._peers.values(), *self._strangers):
             line.socket.close()
         for end in (self._listener, self._waker, self._wakened, self._selector):
             if end:
                 end.close()
+
+    def _part(self) -> None:
+        """Wait until the others have read the last line and closed.
+
+        Closing while lines of theirs are unread would reset the connection, which discards what they have not read.
+        """
+        for line in self._peers.values():
+            line.finish()
+        self._receive_until(lambda: not self._peers)
+
+    def _receive_until(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PARTING_SECONDS
+        while not done() and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(_LostError):
+                self._receive(left)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.dist.init import choose_device, join_group
+from deepseek_runtime.dist.topology import TopologyError
 
 PROGRAM = Path(__file__).with_name("group_program.py")
 
@@ -45,7 +47,7 @@ def mourners(tmp_path: Path) -> Iterator[list[int]]:
         run.communicate()
 
 
-def wait_for(path: Path, field: str, run: subprocess.Popen[str] | None = None, timeout: float = 90) -> dict[str, Any]:
+def wait_for(path: Path, field: str, run: subprocess.Popen[str] | None = None, timeout: float = 240) -> dict[str, Any]:
     """The file's content once it has the field."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -56,25 +58,7 @@ def wait_for(path: Path, field: str, run: subprocess.Popen[str] | None = None, t
     raise AssertionError(f"{path.name} has no {field!r} after {timeout} s")
 
 
-def check_exchange(folder: Path, local_ranks: tuple[int, int]) -> None:
-    for rank in (0, 1):
-        result = json.loads((folder / f"{rank}.json").read_text())
-        assert result["place"] == [rank, 2, local_ranks[rank], "cpu"]
-        assert result["intact"], "every list arrives as it was sent"
-        assert result["sums"] == {"torch.float32": [3.0, 1.0], "torch.bfloat16": [3.0, 1.0]}
-        assert result["empty"] == [0, 4]
-        assert result["idle_cpu_share"] < 0.3, "a rank that waits for a step sleeps"
-        assert result["lost"] == [], "an orderly end is no death"
-
-
-def test_two_ranks_exchange_and_part_in_peace(tmp_path: Path) -> None:
-    run = torchrun("exchange", tmp_path, "--nproc-per-node=2", f"--master-port={free_port()}")
-    output = run.communicate(timeout=90)[0]
-    assert run.returncode == 0, output
-    check_exchange(tmp_path, (0, 1))
-
-
-def test_two_agents_form_one_group_as_two_pods_do(tmp_path: Path) -> None:
+def test_two_agents_form_one_group_as_two_pods_do_and_part_in_peace(tmp_path: Path) -> None:
     port = free_port()
     runs = [
         torchrun(
@@ -84,9 +68,16 @@ def test_two_agents_form_one_group_as_two_pods_do(tmp_path: Path) -> None:
         for node in (0, 1)
     ]
     for run in runs:
-        output = run.communicate(timeout=120)[0]
+        output = run.communicate(timeout=240)[0]
         assert run.returncode == 0, output
-    check_exchange(tmp_path, (0, 0))
+    for rank in (0, 1):
+        result = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert result["place"] == [rank, 2, 0, "cpu"]
+        assert result["intact"], "every list arrives as it was sent"
+        assert result["sums"] == {"torch.float32": [3.0, 1.0], "torch.bfloat16": [3.0, 1.0]}
+        assert result["empty"] == [0, 4]
+        assert result["idle_cpu_share"] < 0.3, "a rank that waits for a step sleeps"
+        assert result["lost"] == [], "an orderly end is no death"
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -109,6 +100,15 @@ def test_without_torchrun_a_process_is_a_group_of_its_own(monkeypatch: pytest.Mo
     assert group.broadcast_ints([1, 2]) == [1, 2]
     assert group.all_reduce_sum(torch.ones(2)).tolist() == [1, 1]
     group.close()
+
+
+def test_ranks_that_do_not_come_are_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    port = str(free_port())
+    for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TopologyError, match=rf"^rank 1 did not meet the 1 other rank at 127\.0\.0\.1:{port}: [^\n]+$"):
+        join_group("cpu", timeout=timedelta(seconds=1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -1,9 +1,11 @@
 """What the machine must have, checked before anything is started; each lack is one sentence with its remedy."""
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +28,7 @@ PACKAGES = {
     "util-linux": "unshare",
     "procps": "sysctl",
 }
+COMPILER = {name: PACKAGES[name] for name in ("gcc", "libc6-dev")}
 _SYSTEM_PATH = "/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -86,13 +89,24 @@ def missing_packages(packages: Mapping[str, str] = PACKAGES) -> list[str]:
 
 
 def require_packages(packages: Mapping[str, str] = PACKAGES) -> None:
-    """Install what is missing with apt-get, saying so; raise where that is not possible."""
-    missing = missing_packages(packages)
-    if not missing:
+    """Install what is missing with apt-get, saying so; raise where that is not possible.
+
+    Programs and images may be built at the same time: the second waits here for the first.
+    """
+    if not missing_packages(packages):
         return
+    with Path(tempfile.gettempdir(), "dsv3-local-apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if missing := missing_packages(packages):
+            _install(missing)
+
+
+def _install(missing: list[str]) -> None:
     command = f"apt-get install --no-install-recommends {' '.join(missing)}"
     if find("apt-get") is None:
-        raise ClusterError(f"These programs are missing; on Debian they come with: {command}")
+        raise ClusterError(f"Some programs are missing; on Debian they come with: {command}")
+    if os.geteuid() != 0:
+        raise ClusterError(f"Some programs are missing, and only root can install them: {command}")
     with Progress(f"Installing {', '.join(missing)}"):
         if not (_apt("install", *missing) or (_apt("update") and _apt("install", *missing))):
             raise ClusterError(f"apt-get could not install what is missing; try it by hand: {command}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ClusterError
-from .host import require_disk, require_go, search_path
+from .host import COMPILER, require_disk, require_go, require_packages, search_path
 from .layout import COREDNS_VERSION, ETCD_VERSION, HELM_VERSION, KUBERNETES_VERSION, Layout
 from .progress import Progress
 
@@ -82,6 +82,7 @@ def build(layout: Layout, programs: tuple[Program, ...] = CLUSTER_PROGRAMS) -> N
     with _building(layout):
         wanted = [program for program in programs if not is_built(layout, program)]
         if wanted:
+            require_packages(COMPILER)
             go = require_go()
             require_disk(layout.bin, sum(p.gigabytes for p in wanted), "Compiling the cluster's programs")
         for program in wanted:

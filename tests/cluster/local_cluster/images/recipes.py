@@ -22,13 +22,6 @@ from . import debian
 from .wheels import REPOSITORY, Wheels
 
 _HERE = Path(__file__).parent
-_TOOLS = {
-    "binutils": "strip",
-    "gcc": "gcc",
-    "dpkg": "dpkg-deb",
-    "libc6-dev": "/usr/include/stdio.h",
-    "python3-venv": "/usr/share/doc/python3-venv",
-}
 _ENVIRONMENT = [
     "PATH=/usr/local/bin:/usr/bin:/bin",
     "HOME=/tmp",
@@ -46,23 +39,30 @@ _EXTRAS = {OPERATOR_IMAGE: "operator", RUNTIME_IMAGE: "runtime"}
 
 def build_images(layout: Layout, references: Iterable[str]) -> list[Image]:
     """Make those of `references` that are not up to date; returns all of them."""
-    host.require_packages(_TOOLS)
+    version = debian.python_version()
+    host.require_packages(_tools(version))
     host.require_disk(layout.cache, 4, "Making the images")
     with _alone(layout):
-        builder = _Builder(layout)
+        builder = _Builder(layout, version)
         images = [builder.image(reference) for reference in references]
         builder.library.prune()
     return images
 
 
+def _tools(version: str) -> dict[str, str]:
+    """Packages and the files that they bring, as in host.PACKAGES; Python is the one that the images hold."""
+    python = {"python3": f"/usr/bin/python{version}", "python3-venv": f"/usr/lib/python{version}/ensurepip"}
+    return {**host.COMPILER, "binutils": "strip", "dpkg": "dpkg-deb", **python}
+
+
 class _Builder:
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, version: str) -> None:
         self.library = Library(layout.images)
         self._made = layout.images / "layers"
         self._scratch = layout.cache / "scratch"
         for folder in (self._made, self._scratch):
             folder.mkdir(parents=True, exist_ok=True)
-        self._version = debian.python_version()
+        self._version = version
         self._wheels = Wheels(layout, self._version)
 
     def image(self, reference: str) -> Image:

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from ..errors import ClusterError
@@ -101,7 +100,7 @@ class Wheels:
         on_path = find("uv")
         if on_path and subprocess.run([on_path, "--version"], capture_output=True, check=False).returncode == 0:
             return on_path
-        _run([sys.executable, "-m", "venv", environment], {})
+        _run([f"/usr/bin/python{self._version}", "-m", "venv", environment], {})
         _run([environment / "bin" / "pip", "install", "--quiet", "uv"], {})
         return str(own)
 

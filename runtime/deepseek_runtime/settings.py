@@ -36,6 +36,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 return f"--{name.replace('_', '-')} must be more than 0, not {value}"
+        for name in ("port", "health_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                return f"--{name.replace('_', '-')} must be 0 to 65535, not {getattr(self, name)}"
         if self.max_queued < 0:
             return f"--max-queued must not be negative, not {self.max_queued}"
         if self.api_key_folder and not self.api_key_folder.is_dir():

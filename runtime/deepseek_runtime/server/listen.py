@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
+from functools import partial
 
 import uvicorn
 from starlette.applications import Starlette
@@ -43,7 +43,8 @@ class HttpServer:
         self.app = app
         self._server = uvicorn.Server(config)
         self._listener = listener
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        serve = partial(self._server.run, sockets=[listener])
+        self._thread = threading.Thread(target=serve, name="http", daemon=True)
 
     @property
     def port(self) -> int:
@@ -56,6 +57,3 @@ class HttpServer:
         """Finish the responses that are under way, for a second at most, and leave."""
         self._server.should_exit = True
         self._thread.join(timeout)
-
-    def _run(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._listener]))

@@ -1,6 +1,7 @@
 """Each row is sampled by its own parameters, and by nothing else in the batch."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from deepseek_runtime.engine.sampler import sample
 from deepseek_runtime.engine.sequence import SamplingParams, Sequence
 
 
-def row(generated: tuple[int, ...] = (), **params: object) -> Sequence:
-    return Sequence(0, (3,), SamplingParams(max_tokens=9, **params), list(generated))  # type: ignore[arg-type]
+def row(generated: tuple[int, ...] = (), **params: Any) -> Sequence:
+    return Sequence(0, (3,), SamplingParams(max_tokens=9, **params), list(generated))
 
 
-def draws(logits: torch.Tensor, count: int = 400, **params: object) -> Counter[int]:
+def draws(logits: torch.Tensor, count: int = 400, **params: Any) -> Counter[int]:
     rows = [row(seed=seed, **params) for seed in range(count)]
     return Counter(sampled.token for sampled in sample(logits.expand(count, -1), rows))
 
@@ -44,7 +45,7 @@ def test_draws_follow_the_softmax() -> None:
         ({"temperature": 1e-6}, {1}),
     ],
 )
-def test_filters_keep_exactly_the_likely_tokens(params: dict[str, float], possible: set[int]) -> None:
+def test_filters_keep_exactly_the_likely_tokens(params: dict[str, Any], possible: set[int]) -> None:
     assert set(draws(LOGITS, **params)) == possible
 
 
@@ -75,7 +76,7 @@ def test_the_end_is_not_sampled_before_the_minimum_of_tokens() -> None:
 
 
 def test_log_probabilities_are_the_models_own_whatever_the_sampling() -> None:
-    params = {"temperature": 0.3, "top_k": 1, "presence_penalty": 1.0, "logprobs": 2}
+    params: dict[str, Any] = {"temperature": 0.3, "top_k": 1, "presence_penalty": 1.0, "logprobs": 2}
     sampled = sample(LOGITS, [row(**params)])[0]
     expected = LOGITS[0].log_softmax(-1)
     assert sampled.logprob == pytest.approx(float(expected[sampled.token]))

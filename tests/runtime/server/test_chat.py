@@ -107,8 +107,21 @@ def test_n_choices_share_a_request(server: Any, streamed: bool) -> None:
 
 
 def test_popular_extras_are_accepted(server: Any) -> None:
-    fireworks = {"top_k": 40, "temperature": 0.6, "top_p": 1, "max_tokens": 16384, "presence_penalty": 0}
-    extras = {"user": "me", "metadata": {}, "store": False, "parallel_tool_calls": True, "tools": [], "stop": None}
+    fireworks: dict[str, Any] = {
+        "top_k": 40,
+        "temperature": 0.6,
+        "top_p": 1,
+        "max_tokens": 16384,
+        "presence_penalty": 0,
+    }
+    extras: dict[str, Any] = {
+        "user": "me",
+        "metadata": {},
+        "store": False,
+        "parallel_tool_calls": True,
+        "tools": [],
+        "stop": None,
+    }
     response = server.client.post("/v1/chat/completions", json=ask(**fireworks, **extras))
     assert response.json()["choices"][0]["message"]["content"] == TEXT
 

@@ -78,7 +78,11 @@ def test_a_full_queue_answers_429_before_anything_else(make_server: Any) -> None
     server.open()
     server.executor.gate.clear()
     with ThreadPoolExecutor(8) as pool:
-        post = lambda n: server.client.post("/v1/chat/completions", json=ask(n=n))  # noqa: E731
+
+        def post(n: int) -> httpx.Response:
+            response: httpx.Response = server.client.post("/v1/chat/completions", json=ask(n=n))
+            return response
+
         accepted = [pool.submit(post, 2)]
         eventually(lambda: server.engine.stats().running == 1)
         accepted.append(pool.submit(post, 1))

@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_model import ASSISTANT, BOS, EOS, USER, write_tokenizer
@@ -30,13 +31,13 @@ def template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
     return ChatTemplate(folder, tokenizer)
 
 
-def user(content: object) -> dict[str, object]:
+def user(content: object) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
 class TestTokenizer:
     def test_special_ids_are_read_by_name(self, tokenizer: Tokenizer) -> None:
-        assert (tokenizer.bos_id, tokenizer.stop_ids, tokenizer.size) == (0, {1}, 260)
+        assert (tokenizer.bos_id, tokenizer.stop_ids, tokenizer.size) == (0, frozenset({1}), 260)
 
     def test_ends_of_turns_come_from_all_three_files(self, tmp_path: Path) -> None:
         write_tokenizer(tmp_path)

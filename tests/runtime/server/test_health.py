@@ -1,0 +1,88 @@
+"""The probes' port of every pod: up at once, honest about each phase."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from deepseek_runtime.health import Health, HealthServer, Phase
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health(rank=3, world_size=16, stall_seconds=10, dead_seconds=100)
+
+
+@pytest.fixture
+def probe(health: Health) -> Iterator[httpx.Client]:
+    server = HealthServer(health, "127.0.0.1", 0)
+    server.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client:
+        yield client
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("phase", "live", "started", "ready"),
+    [
+        (Phase.STARTING, 200, 503, 503),
+        (Phase.JOINING, 200, 503, 503),
+        (Phase.LOADING, 200, 503, 503),
+        (Phase.WARMING_UP, 200, 503, 503),
+        (Phase.READY, 200, 200, 200),
+        (Phase.DRAINING, 200, 200, 503),
+        (Phase.BROKEN, 503, 503, 503),
+    ],
+)
+def test_each_phase_has_its_answers(
+    health: Health, probe: httpx.Client, phase: Phase, live: int, started: int, ready: int
+) -> None:
+    health.enter(phase)
+    answers = [probe.get(path) for path in ("/livez", "/startupz", "/readyz")]
+    assert [answer.status_code for answer in answers] == [live, started, ready]
+    assert all(answer.json()["phase"] == phase for answer in answers)
+
+
+def test_a_body_tells_rank_progress_and_age(health: Health, probe: httpx.Client) -> None:
+    health.enter(Phase.LOADING, "shard 3 of 9")
+    health.report(0.123456)
+    health.watch(lambda: 1.5)
+    assert probe.get("/readyz").json() == {
+        "phase": "loading",
+        "progress": 0.1235,
+        "rank": 3,
+        "ranks": 16,
+        "last_step_age_seconds": 1.5,
+        "message": "shard 3 of 9",
+    }
+
+
+def test_a_stalled_rank_is_not_ready_and_later_not_alive(health: Health, probe: httpx.Client) -> None:
+    health.enter(Phase.READY)
+    for age, live, ready in [(9.0, 200, 200), (11.0, 200, 503), (101.0, 503, 503)]:
+        health.watch(lambda age=age: age)  # type: ignore[misc]
+        assert (probe.get("/livez").status_code, probe.get("/readyz").status_code) == (live, ready)
+
+
+def test_what_is_broken_stays_broken(health: Health) -> None:
+    health.enter(Phase.BROKEN, "rank 1 is lost")
+    health.enter(Phase.DRAINING)
+    assert (health.phase, health.message) == (Phase.BROKEN, "rank 1 is lost")
+
+
+def test_other_paths_name_the_probes(probe: httpx.Client) -> None:
+    response = probe.get("/")
+    assert response.status_code == 404
+    assert "/startupz" in response.json()["error"]
+
+
+def test_probes_and_http_are_up_before_torch_is_imported() -> None:
+    program = (
+        "import json, sys, deepseek_runtime.serve, deepseek_runtime.server.app, deepseek_runtime.server.listen;"
+        "print(json.dumps('torch' in sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) is False

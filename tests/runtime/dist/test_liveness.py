@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_runtime.dist.liveness import Liveness
+from deepseek_runtime.dist.liveness import Limits, Liveness
 from deepseek_runtime.dist.topology import Topology
 
 PROGRAM = Path(__file__).with_name("watch_program.py")
@@ -139,8 +139,8 @@ def close_together(watches: list[Liveness]) -> None:
 def test_partings_right_after_the_start_are_no_deaths(
     order: tuple[int, ...], close: Callable[[list[Liveness]], None]
 ) -> None:
-    store, lost = MemoryStore(), []
-    watches = [Liveness(Topology(n, 3, n, 3), store, lambda *loss: lost.append(loss)) for n in range(3)]
+    store, lost, chatty = MemoryStore(), [], Limits(interval=0.001)
+    watches = [Liveness(Topology(n, 3, n, 3), store, lambda *loss: lost.append(loss), chatty) for n in range(3)]
     for watch in watches:
         watch.start()
     close([watches[rank] for rank in order])

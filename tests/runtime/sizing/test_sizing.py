@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek_runtime.sizing import (
@@ -144,6 +144,7 @@ def test_a_missing_field_is_named() -> None:
         ModelShape.from_config({})
 
 
+@settings(deadline=None)
 @given(ranks=st.sampled_from([1, 2, 4, 8, 16]), attention=st.sampled_from(["tensor", "data"]))
 def test_ranks_together_hold_at_least_the_checkpoint_less_the_copies(ranks: int, attention: Attention) -> None:
     layout = Layout(1, ranks, attention)
@@ -152,6 +153,7 @@ def test_ranks_together_hold_at_least_the_checkpoint_less_the_copies(ranks: int,
     assert weight_bytes(V3, layout) <= whole
 
 
+@settings(deadline=None)
 @given(total=st.integers(1, 2000), ranks=st.integers(1, 2000))
 def test_the_next_divisor_divides_and_none_lies_between(total: int, ranks: int) -> None:
     found = next_divisor(total, ranks)

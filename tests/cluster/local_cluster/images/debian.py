@@ -11,8 +11,12 @@ USER = 65532
 # What the images run, beside Python itself: a shell, the tools a person looks for in a pod, libraries of the wheels.
 _WANTED = ("dash", "coreutils", "grep", "sed", "procps", "libc-bin", "libstdc++6", "ca-certificates")
 # Pulled in only for install scripts, which are not run.
-_UNUSED = re.compile(r"(dpkg|perl.*|debconf.*|cdebconf|tar|media-types|mime-support|.*awk|install-info|openssl)$")
-_LEFT_OUT = ("man", "locale", "info", "lintian", "bash-completion", "doc-base")
+_UNUSED = re.compile(
+    r"(dpkg|.*perl.*|.*debconf.*|tar|media-types|mime-support|.*awk|install-info|openssl|libslang2|libnewt.*|whiptail)$"
+)
+_SHARE = ("man", "locale", "info", "lintian", "bash-completion", "doc-base")
+# gconv: character sets of C programs; Python brings its own.
+_LEFT_OUT = (*(f"./usr/share/{name}" for name in _SHARE), "./usr/lib/*/gconv")
 _PASSWD = f"""root:x:0:0:root:/root:/bin/sh
 nobody:x:65534:65534:nobody:/:/bin/false
 nonroot:x:{USER}:{USER}:nonroot:/tmp:/bin/sh
@@ -71,7 +75,7 @@ def _closure(names: list[str]) -> list[str]:
 
 
 def _unpack_one(package: Path, root: Path) -> None:
-    left_out = [f"--exclude=./usr/share/{name}" for name in _LEFT_OUT]
+    left_out = [f"--exclude={path}" for path in _LEFT_OUT]
     reading = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE)
     command = ["tar", "-x", "-C", str(root), "--keep-directory-symlink", "--no-same-owner", *left_out]
     done = subprocess.run(command, stdin=reading.stdout, capture_output=True, text=True, check=False)

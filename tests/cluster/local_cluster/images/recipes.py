@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class _Builder:
 
     def image(self, reference: str) -> Image:
         extra = _EXTRAS[reference]
-        layers = [self._debian(), self._dependencies(extra), self._project()]
+        layers = [self._debian, self._dependencies(extra), self._project]
         config = {
             "User": f"{debian.USER}:{debian.USER}",
             "Env": _ENVIRONMENT,
@@ -78,6 +79,7 @@ class _Builder:
         }
         return self.library.add_image(reference, layers, config)
 
+    @cached_property
     def _debian(self) -> Blob:
         def make(root: Path) -> None:
             downloads = root.with_name("debs")
@@ -93,7 +95,9 @@ class _Builder:
         inputs: list[str | Path] = [self._version, extra, *self._wheels.index, *pins, *recipe]
         return self._layer(f"dependencies-{extra}", inputs, lambda root: self._wheels.add_dependencies(root, extra))
 
+    @cached_property
     def _project(self) -> Blob:
+        """Once for all images, so that they hold the same code though someone edits it meanwhile."""
         files = [REPOSITORY / name for name in ("pyproject.toml", "README.md", "LICENSE")]
         for package in ("operator", "runtime"):
             files += [path for path in (REPOSITORY / package).rglob("*") if "__pycache__" not in path.parts]

@@ -21,6 +21,7 @@ _UNUSED = (
     "torch/bin/protoc*",
     *(f"{package}/**/tests" for package in ("numpy", "sympy", "networkx", "mpmath")),
     "**/*.a",
+    ".lock",
     # Where and when it was built: makes equal layers differ.
     "*.dist-info/direct_url.json",
     "*.dist-info/uv_cache.json",

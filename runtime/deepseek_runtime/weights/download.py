@@ -181,10 +181,11 @@ def _reporting(folder: Path, snapshot: Snapshot, done: list[HubFile], report: Re
 def _lock(folder: Path) -> Iterator[None]:
     """Holds the folder's lock. The kernel releases a dead process's lock, so that a stale one is simply taken over."""
     with (folder / ".lock").open("a+") as stream:
-        while not _try_lock(stream.fileno()):
+        if not _try_lock(stream.fileno()):
             stream.seek(0)
             _say(f"waiting for {stream.read().strip() or 'another process'}, which downloads to {folder}")
-            time.sleep(5)
+            while not _try_lock(stream.fileno()):
+                time.sleep(1)
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()

@@ -110,6 +110,16 @@ def make_server(tokenizer_folder: Path) -> Iterator[ServerMaker]:
         yield make
 
 
+@pytest.fixture(scope="session")
+def shared_server(tokenizer_folder: Path) -> Iterator[EchoServer]:
+    """A server that is ready, for tests that only ask it something."""
+    server = EchoServer(tokenizer_folder)
+    server.http.start()
+    server.open()
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def server(make_server: ServerMaker) -> EchoServer:
     """A server that is ready."""

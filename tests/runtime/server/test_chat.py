@@ -7,6 +7,13 @@ import openai
 import pytest
 from fake_model import BOS
 
+
+@pytest.fixture
+def server(shared_server: Any) -> Any:
+    """These tests leave no trace: one server does for all."""
+    return shared_server
+
+
 TEXT = "héllo 你好 🙂 done"
 
 

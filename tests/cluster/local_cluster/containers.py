@@ -47,7 +47,16 @@ class Store:
             if done.returncode == 0 or attempt == _ATTEMPTS - 1:
                 self._check(done, image.reference)
                 break
+        self._forget_replaced()
         return True
+
+    def _forget_replaced(self) -> None:
+        """Let go of images whose name went to a newer one; the kubelet's name for them, a digest, still holds them."""
+        images = self.images()
+        named = {digest for name, digest in images.items() if not name.startswith("sha256:")}
+        replaced = [name for name, digest in images.items() if digest not in named]
+        if replaced:
+            self._run("images", "rm", *replaced)
 
     def _adopt(self, blob: Blob, path: Path) -> None:
         """Make a blob of the library one of the store by a hard link: nothing is copied, the disk holds it once.

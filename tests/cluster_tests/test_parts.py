@@ -129,6 +129,21 @@ def test_too_little_disk_is_told_in_gigabytes(tmp_path: Path) -> None:
         host.require_disk(tmp_path / "not" / "yet", 1e6, "A test")
 
 
+def test_without_go_the_sentence_says_which_go_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "find", lambda program: None)
+    with pytest.raises(ClusterError, match=r"needs Go 1\.25 or newer: install it"):
+        host.require_go()
+
+
+def test_a_go_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    go.write_text("#!/bin/sh\necho go1.19.8\n")
+    go.chmod(0o755)
+    monkeypatch.setattr(host, "find", lambda program: str(go))
+    with pytest.raises(ClusterError, match=r"needs Go 1\.25 or newer, and .*/go is go1\.19\.8"):
+        host.require_go()
+
+
 def test_packages_are_missing_by_the_file_that_they_bring() -> None:
     assert host.missing_packages({"there": "sh", "gone": "/no/such/file"}) == ["gone"]
 

@@ -38,8 +38,8 @@ class Cluster:
     def kubectl(
         self,
         *arguments: str,
-        input: str | None = None,
-        check: bool = True,  # noqa: A002 (as in subprocess)
+        input: str | None = None,  # noqa: A002 (as in subprocess)
+        check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl and wait; with `check`, a failure raises ClusterAccessError with kubectl's own words."""
         done = self.run_in_network(["kubectl", *arguments], input=input)
@@ -52,8 +52,8 @@ class Cluster:
         self,
         command: Sequence[str],
         *,
-        input: str | None = None,
-        timeout: float | None = None,  # noqa: A002
+        input: str | None = None,  # noqa: A002 (as in subprocess)
+        timeout: float | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command where Services and pods answer; output is captured, the exit code is the caller's to judge."""
         return subprocess.run(
@@ -83,7 +83,8 @@ def cluster_in_use(*, nodes: int = 2, gpus: int = 0) -> Cluster:
 
     Raises ClusterAccessError with one sentence that says what to do.
     """
-    if named := os.environ.get("KUBECONFIG"):
+    named = os.environ.get("KUBECONFIG")
+    if named and Path(named) != Layout.of_user().kubeconfig:
         if shutil.which("kubectl") is None:
             raise ClusterAccessError(f"KUBECONFIG names {named}, but there is no kubectl on PATH.")
         return Cluster(name=named)

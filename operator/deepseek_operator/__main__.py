@@ -27,6 +27,8 @@ def main() -> None:
     logging.getLogger().setLevel(settings.log_level)
     # kopf reports each event that it hands over; what the operator does about them is said by its own loggers.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    # Each probe would be a line.
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     asyncio.run(run(settings))
 
 

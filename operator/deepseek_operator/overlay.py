@@ -1,8 +1,8 @@
 """The user's `podTemplate` over ours: the part of Kubernetes' strategic merge that pod templates need.
 
 Maps merge key by key. Lists whose items have an identity merge item by item; every other list is replaced, as the API
-server does with them. A map may say `$patch: replace` (take it as it is) or `$patch: delete` (remove what it stands for);
-`null` removes a key as well, but kubectl apply drops nulls before they get here.
+server does with them. A map may say `$patch: replace` (take it as it is) or `$patch: delete` (remove what it stands
+for); `null` removes a key as well, but kubectl apply drops nulls before they get here.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The chart installs what `manifests/base` installs, refuses values that it does not know, and its options do their work."""
+"""The chart installs what `manifests/base` installs, refuses unknown values, and its options do their work."""
 
 import os
 import shutil

@@ -1,6 +1,6 @@
 """The operator against a real API server, kubelet and garbage collector, with the rights of its own ClusterRole only.
 
-The engine is a busybox that sleeps, laid over the template by `podTemplate`: what is tested is the operator's conduct, and
+The engine is a busybox that sleeps, laid over the template by `podTemplate`: what is tested is the operator's conduct;
 the whole chain with a model is tests/e2e. The operator runs as a process that tests start, kill and start again.
 """
 
@@ -155,9 +155,8 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A namespace of our own; an operator that already runs in the cluster rests meanwhile."""
     cluster = cluster_in_use()
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(REPOSITORY / "manifests/base"))
-    resting = ["-n", stack.OPERATOR_NAMESPACE, "scale", "deployment", "dsv3-operator"]
-    cluster.kubectl(*resting, "--replicas=0")
+    _install_rights(cluster)
+    replicas = _scale_installed_operator(cluster, "0")
     cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s")
     stack.create_namespace(cluster, NAMESPACE)
     kubeconfig = tmp_path_factory.mktemp("operator") / "kubeconfig"
@@ -166,7 +165,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     found.kubectl("apply", "-f", "-", given=CLAIM)
     yield found
     cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
-    cluster.kubectl(*resting, "--replicas=1")
+    _scale_installed_operator(cluster, replicas)
+
+
+def _install_rights(cluster: Cluster) -> None:
+    """Apply the manifests' base without its Deployment, which may be there already with other images."""
+    rendered = cluster.kubectl("kustomize", str(REPOSITORY / "manifests/base")).stdout
+    kept = [manifest for manifest in yaml.safe_load_all(rendered) if manifest["kind"] != "Deployment"]
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=yaml.safe_dump_all(kept))
+    cluster.kubectl("wait", "--for=condition=Established", "crd/deepseekv3deployments.serving.dsv3.io", "--timeout=30s")
+
+
+def _scale_installed_operator(cluster: Cluster, replicas: str) -> str:
+    """Scale the operator's Deployment, if there is one; return how many replicas it had."""
+    named = ["-n", stack.OPERATOR_NAMESPACE, "deployment", "dsv3-operator"]
+    had = cluster.kubectl("get", *named, "-o", "jsonpath={.spec.replicas}", "--ignore-not-found").stdout
+    if had:
+        cluster.kubectl("scale", *named, f"--replicas={replicas}")
+    return had
 
 
 def _kubeconfig_of_operator(cluster: Cluster) -> str:

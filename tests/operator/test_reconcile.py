@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from deepseek_operator import conditions
+
 CORRUPT = json.dumps({"error": "SHA-256 differs from the hub's", "file": "model-00002-of-00002.safetensors"})
 
 
@@ -21,8 +23,7 @@ def test_every_condition_is_there_from_the_first_write(cluster, reconcile, cpu_s
     cluster.deploy(cpu_spec)
     reconcile()
     types = [condition["type"] for condition in cluster.status()["conditions"]]
-    always = "Ready SpecValid Fits WeightsReady GroupsReady EndpointReady RolloutComplete Secured".split()
-    assert types == [*always, "Reconciling"]
+    assert types == [*conditions.ALWAYS, "Reconciling"]
 
 
 def test_verified_weights_start_the_group_and_ready_pods_make_it_ready(cluster, serving):
@@ -91,7 +92,7 @@ def test_what_cannot_fit_is_refused_with_numbers_before_anything_is_made(cluster
     assert "does not fit" in fits["message"]
     assert "Nearest: 2 nodes × 8" in fits["message"]
     assert cluster.condition("Stalled")["reason"] == "DoesNotFit"
-    assert set(kind for kind, _ in cluster.objects) == {"DeepSeekV3Deployment"}
+    assert {kind for kind, _ in cluster.objects} == {"DeepSeekV3Deployment"}
 
 
 def test_the_planner_chooses_the_fewest_nodes(cluster, settle):

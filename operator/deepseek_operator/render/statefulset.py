@@ -11,7 +11,7 @@ from deepseek_operator.render.services import API_PORT, HEALTH_PORT, STORE_PORT
 from deepseek_operator.render.text import rendered
 
 GRACE_SECONDS = 150
-PROBE_PERIOD = 5
+STARTUP_PERIOD = 2
 MIN_STARTUP_SECONDS = 1800
 ASSUMED_BYTES_PER_SECOND = 100_000_000
 SHM_BYTES_PER_DEVICE = 8 * quantity.GIB
@@ -128,12 +128,14 @@ def _serve_arguments(plan: Plan) -> list[str]:
 def _environment(plan: Plan) -> list[dict[str, Any]]:
     """Return the container's variables; one that the user also names is the user's."""
     interface = plan.spec.network.interface
+    # Less than a core is asked for: more threads than cores would spin for each other. `engine.env` overrides it.
+    threads = {"OMP_NUM_THREADS": "1"} if plan.spec.accelerator.vendor is Vendor.CPU else {}
     fabric = {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}
     ours = [
         _from_pod("POD_IP", "status.podIP"),
         _from_pod("POD_NAME", "metadata.name"),
         _from_pod("POD_INDEX", f"metadata.labels['{names.POD_INDEX}']"),
-        *common.environment({**common.CACHE_ENV, **fabric}),
+        *common.environment({**common.CACHE_ENV, **threads, **fabric}),
     ]
     theirs = common.environment({variable.name: variable.value for variable in plan.spec.engine.env})
     named = {variable["name"] for variable in theirs}
@@ -164,16 +166,17 @@ def _probes(plan: Plan, model_bytes: int | None) -> dict[str, Any]:
     """Return the three probes; liveness waits for startup, and no time-out is so short that load looks like death."""
     window = startup_seconds(plan, model_bytes)
     return {
-        "startupProbe": _probe("/startupz", failures=-(-window // PROBE_PERIOD)),
-        "livenessProbe": _probe("/livez", failures=6),
-        "readinessProbe": _probe("/readyz", failures=2),
+        "startupProbe": _probe("/startupz", period=STARTUP_PERIOD, failures=-(-window // STARTUP_PERIOD)),
+        # A minute, because one wrong verdict costs the real model its whole loading time.
+        "livenessProbe": _probe("/livez", period=10, failures=6),
+        "readinessProbe": _probe("/readyz", period=2, failures=3),
     }
 
 
-def _probe(path: str, *, failures: int) -> dict[str, Any]:
+def _probe(path: str, *, period: int, failures: int) -> dict[str, Any]:
     return {
         "httpGet": {"path": path, "port": "health", "scheme": "HTTP"},
-        "periodSeconds": PROBE_PERIOD,
+        "periodSeconds": period,
         "timeoutSeconds": 5,
         "failureThreshold": failures,
         "successThreshold": 1,

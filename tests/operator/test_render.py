@@ -1,0 +1,167 @@
+"""Rendered objects: each kind beside its reviewed golden file, and strictly valid for the API server's schema.
+
+`UPDATE_GOLDENS=1 pytest tests/operator/test_render.py` writes them anew; the diff is the review.
+"""
+
+import os
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from deepseek_operator import names, plan
+from deepseek_operator.render import claim, job, serviceaccount, services, statefulset
+from deepseek_operator.render.text import rendered
+
+GOLDENS = Path(__file__).parent / "goldens"
+SPECS = {
+    "tutor": {
+        "model": {"source": "hf://dsv3/tutor", "endpoint": "http://hub"},
+        "accelerator": {"vendor": "cpu"},
+        "nodes": 2,
+    },
+    "h100": {
+        "model": {
+            "source": "hf://deepseek-ai/DeepSeek-V3-0324",
+            "revision": "v1",
+            "secretName": "hub-token",
+            "servedNames": ["deepseek-chat", "deepseek-v3"],
+            "maxModelLen": 65536,
+        },
+        "accelerator": {"product": "H100"},
+        "engine": {"env": [{"name": "HOME", "value": "/elsewhere"}], "args": ["--dtype", "bfloat16", "$(quoted) it's"]},
+        "weights": {
+            "deletionPolicy": "Delete",
+            "storage": {"storageClassName": "fast", "accessModes": ["ReadWriteMany"]},
+        },
+        "service": {
+            "port": 8080,
+            "annotations": {"example.com/pool": "a"},
+            "loadBalancerClass": "example.com/lb",
+            "loadBalancerSourceRanges": ["10.0.0.0/8"],
+        },
+        "network": {"interface": "eth1"},
+        "podTemplate": {
+            "metadata": {"labels": {"team": "a", "serving.dsv3.io/role": "stolen"}},
+            "spec": {
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+                "containers": [{"name": "engine", "resources": {"limits": {"rdma/ib": "8"}}}],
+            },
+        },
+    },
+    "mi300x": {
+        "model": {"source": "pvc://models/deepseek/v3"},
+        "accelerator": {"vendor": "amd", "product": "MI300X"},
+        "startup": {"timeoutSeconds": 7200},
+        "service": {"type": "ClusterIP"},
+    },
+}
+
+
+class Readable(yaml.SafeDumper):
+    """Scripts as blocks and no anchors, so that a diff of a golden reads like the change."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
+Readable.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+@pytest.fixture
+def made(settings):
+    """Make the plan of one of the specs."""
+
+    def make(name, **changes):
+        metadata = {"name": "chat", "namespace": "ai", "uid": "11111111-2222"}
+        return plan.make({"metadata": metadata, "spec": SPECS[name] | changes}, settings)
+
+    return make
+
+
+def objects(planned):
+    """All objects of a plan, by the name of their golden file."""
+    size = planned.fit.checkpoint_bytes
+    found = {
+        "serviceaccount": serviceaccount.service_account(plan=planned),
+        "claim": claim.claim(plan=planned, live=None),
+        "job": job.download_job(plan=planned),
+        "service-ranks": services.ranks_service(plan=planned),
+        "service-clients": services.client_service(plan=planned),
+        "statefulset": statefulset.group_stateful_set(plan=planned, index=0, model_bytes=size),
+    }
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_objects_equal_their_goldens(made, name):
+    for kind, manifest in objects(made(name)).items():
+        path = GOLDENS / f"{name}-{kind}.yaml"
+        text = yaml.dump(manifest, Dumper=Readable, sort_keys=False, width=110)
+        if os.environ.get("UPDATE_GOLDENS"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        assert yaml.safe_load(path.read_text()) == manifest, path.name
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_objects_are_strictly_valid(made, name):
+    for manifest in objects(made(name)).values():
+        kubernetes_validate.validate(manifest, "1.34", strict=True)
+
+
+def test_no_golden_is_left_over(made):
+    expected = {f"{name}-{kind}.yaml" for name in SPECS for kind in objects(made(name))}
+    assert {path.name for path in GOLDENS.iterdir()} == expected
+
+
+def test_every_object_but_a_kept_claim_has_its_owner(made):
+    for name in SPECS:
+        for kind, manifest in objects(made(name)).items():
+            owners = manifest["metadata"].get("ownerReferences", [])
+            assert [owner["uid"] for owner in owners] == (
+                [] if (name, kind) == ("tutor", "claim") else ["11111111-2222"]
+            )
+
+
+def test_nothing_of_the_users_labels_is_copied_and_ours_cannot_be_stolen(made):
+    stateful_set = objects(made("h100"))["statefulset"]
+    labels = stateful_set["spec"]["template"]["metadata"]["labels"]
+    assert labels["team"] == "a"
+    assert labels[names.ROLE] == names.ROLE_RANK
+    assert stateful_set["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_a_kept_claim_carries_no_label_that_gitops_tools_prune_by(made):
+    assert names.INSTANCE not in objects(made("tutor"))["claim"]["metadata"]["labels"]
+
+
+def test_pods_meet_the_restricted_standard(made):
+    for name in SPECS:
+        for manifest in objects(made(name)).values():
+            if "template" not in manifest.get("spec", {}):
+                continue
+            spec = manifest["spec"]["template"]["spec"]
+            assert spec["automountServiceAccountToken"] is False
+            assert spec["securityContext"]["runAsNonRoot"]
+            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            for container in spec["containers"]:
+                security = container["securityContext"]
+                assert security["readOnlyRootFilesystem"]
+                assert not security["allowPrivilegeEscalation"]
+                assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_startup_window_grows_with_the_bytes_and_is_never_under_half_an_hour(made):
+    assert statefulset.startup_seconds(made("tutor"), 7_000_000) == 1800
+    assert statefulset.startup_seconds(made("h100"), 688_600_000_000) == 13772
+    assert statefulset.startup_seconds(made("mi300x"), None) == 7200
+
+
+def test_a_template_value_that_is_missing_is_an_error():
+    with pytest.raises(Exception, match="'per_node' is undefined"):
+        rendered("launch.sh.j2", master="m", nodes=1, store_port=1, arguments=[])

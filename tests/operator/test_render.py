@@ -4,6 +4,8 @@
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import kubernetes_validate
@@ -165,3 +167,39 @@ def test_the_startup_window_grows_with_the_bytes_and_is_never_under_half_an_hour
 def test_a_template_value_that_is_missing_is_an_error():
     with pytest.raises(Exception, match="'per_node' is undefined"):
         rendered("launch.sh.j2", master="m", nodes=1, store_port=1, arguments=[])
+
+
+def test_the_launch_script_waits_for_dns_then_becomes_torchrun_and_heeds_sigterm(made, tmp_path):
+    """Run the script itself, with a torchrun that tells its arguments."""
+    script = objects(made("h100"))["statefulset"]["spec"]["template"]["spec"]["containers"][0]["command"][2]
+    (tmp_path / "torchrun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    (tmp_path / "python").symlink_to(sys.executable)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "POD_INDEX": "1", "POD_IP": "10.0.0.7"}
+    local = script.replace("chat-g0-0.chat-ranks.ai.svc.cluster.local", "localhost")
+    told = subprocess.run(["/bin/sh", "-c", local], env=environment, capture_output=True, text=True, check=True).stdout
+    assert told.splitlines() == [
+        "--nnodes=2",
+        "--nproc-per-node=8",
+        "--node-rank=1",
+        "--master-addr=localhost",
+        "--master-port=29500",
+        "--local-addr=10.0.0.7",
+        "-m",
+        "deepseek_runtime.serve",
+        f"--model=/weights/{made('h100').weights.hash}",
+        "--served-model-name=deepseek-chat",
+        "--served-model-name=deepseek-v3",
+        "--port=8000",
+        "--health-port=8001",
+        "--max-model-len=65536",
+        "--dtype",
+        "bfloat16",
+        "$(quoted) it's",
+    ]
+    nowhere = script.replace("chat-g0-0.chat-ranks.ai.svc.cluster.local", "nowhere.invalid")
+    waiting = subprocess.Popen(["/bin/sh", "-c", nowhere], env=environment, stderr=subprocess.PIPE, text=True)
+    assert "waiting for nowhere.invalid" in waiting.stderr.readline()
+    waiting.terminate()
+    assert waiting.wait(timeout=10) == 143
+    waiting.stderr.close()

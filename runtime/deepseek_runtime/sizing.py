@@ -18,7 +18,7 @@ CACHE_VALUE_BYTES = 2
 USABLE_FRACTION = 0.92
 """Share of an accelerator's memory that a process may plan with; the rest is driver, context and fragmentation."""
 RESERVE_BYTES = 6 * GIB
-"""Activations, graphs, communication buffers, and the BF16 form of kv_b that the absorbed attention reads."""
+"""Activations, graphs, communication buffers, and what is held wider than stored: kv_b in BF16, the router in F32."""
 MIN_CACHE_TOKENS = 4096
 """A group whose cache holds less than this is of no use, so it does not fit."""
 MAX_NODES = 64

@@ -189,7 +189,12 @@ def _tensors(c: Config) -> Iterator[tuple[str, tuple[int, ...], float]]:
 
 
 def _layer(c: Config, prefix: str, *, moe: bool) -> Iterator[tuple[str, tuple[int, ...], float]]:
-    hidden, heads, latent, attention = c["hidden_size"], c["num_attention_heads"], c["kv_lora_rank"], f"{prefix}.self_attn"
+    hidden, heads, latent, attention = (
+        c["hidden_size"],
+        c["num_attention_heads"],
+        c["kv_lora_rank"],
+        f"{prefix}.self_attn",
+    )
     query = c["qk_nope_head_dim"] + c["qk_rope_head_dim"]
     yield f"{prefix}.input_layernorm.weight", (hidden,), 0
     yield f"{prefix}.post_attention_layernorm.weight", (hidden,), 0

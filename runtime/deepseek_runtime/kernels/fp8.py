@@ -40,8 +40,8 @@ class Fp8Weight:
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         """The real values in `dtype`."""
         rows, columns = self.values.shape[-2:]
-        scale = _spread(self.scale, -2, self.block[0], self.offset[0], rows)
-        scale = _spread(scale, -1, self.block[1], self.offset[1], columns)
+        by_row = _spread(self.scale.mT, self.block[0], self.offset[0], rows).mT
+        scale = _spread(by_row, self.block[1], self.offset[1], columns)
         return decode_e4m3(self.values).mul_(scale).to(dtype)
 
 
@@ -65,8 +65,8 @@ def decode_e4m3(values: Tensor) -> Tensor:
     return halves.view(torch.float16).float().mul_(256.0)
 
 
-def _spread(scale: Tensor, dim: int, block: int, offset: int, size: int) -> Tensor:
-    """Repeat one scale per block into one per element, from `offset` within the first block on."""
-    if scale.shape[dim] == 1:
+def _spread(scale: Tensor, block: int, offset: int, size: int) -> Tensor:
+    """One scale per element of the last dim from one per block, `size` of them from `offset` within the first block."""
+    if scale.shape[-1] == 1:
         return scale
-    return scale.repeat_interleave(block, dim).narrow(dim, offset, size)
+    return scale.unsqueeze(-1).expand(*scale.shape, block).flatten(-2)[..., offset : offset + size]

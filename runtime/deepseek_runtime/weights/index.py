@@ -18,7 +18,9 @@ from deepseek_runtime.model.sharding import Parameter, is_known_surplus, paramet
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 FP8 = "F8_E4M3"
-ITEM_BYTES = {FP8: 1, "F8_E8M0": 1, "BF16": 2, "F16": 2, "F32": 4}
+ITEM_BYTES = {FP8: 1, "BF16": 2, "F16": 2, "F32": 4}
+VECTOR_TYPES = ("BF16", "F16", "F32")
+MATRIX_TYPES = (FP8, *VECTOR_TYPES)
 SCALE_TYPES = ("F32", "BF16", "F8_E8M0")
 MAX_HEADER_BYTES = 100 * 2**20
 SHOWN = 50
@@ -121,7 +123,7 @@ def check(config: ModelConfig, index: Index) -> list[str]:
     """Every tensor that is missing, unexpected, or not of the shape or type that the configuration implies."""
     expected = {parameter.name: parameter for parameter in parameters(config)}
     problems = [problem for parameter in expected.values() for problem in _problems(config, parameter, index)]
-    scales = {parameter.scale_name for parameter in expected.values()}
+    scales = {p.scale_name for p in expected.values() if p.name not in index or index[p.name].dtype == FP8}
     surplus = [name for name in index if name not in expected and name not in scales]
     return problems + [f"{name}: unexpected tensor" for name in surplus if not is_known_surplus(config, name)]
 
@@ -133,9 +135,10 @@ def _problems(config: ModelConfig, parameter: Parameter, index: Index) -> Iterat
         return
     if info.shape != parameter.shape:
         yield f"{name}: shape {list(info.shape)}, expected {list(parameter.shape)} by config.json"
-    if info.dtype not in ITEM_BYTES:
-        yield f"{name}: type {info.dtype}, known are {', '.join(ITEM_BYTES)}"
-    if info.dtype == FP8:
+    known = MATRIX_TYPES if len(parameter.shape) > 1 else VECTOR_TYPES
+    if info.dtype not in known:
+        yield f"{name}: type {info.dtype}, known are {', '.join(known)}"
+    elif info.dtype == FP8:
         yield from _scale_problems(config, parameter, index)
 
 

@@ -23,7 +23,16 @@ from deepseek_runtime.model.model import DeepSeekV3Model
 from deepseek_runtime.model.parallelize import ParallelError, Shard, Slice
 from deepseek_runtime.model.sharding import Parameter, Precision, parameters
 from deepseek_runtime.weights.fp8 import covering_blocks
-from deepseek_runtime.weights.index import ITEM_BYTES, CheckpointError, Index, TensorInfo, check, has_mtp, read_index
+from deepseek_runtime.weights.index import (
+    FP8,
+    ITEM_BYTES,
+    CheckpointError,
+    Index,
+    TensorInfo,
+    check,
+    has_mtp,
+    read_index,
+)
 
 Progress = Callable[[int, int], None]
 
@@ -60,7 +69,7 @@ def load_model(
         shard = Shard.of(config, group.rank, group.world_size)
     except (ConfigError, ParallelError) as error:
         raise CheckpointError(str(error)) from error
-    weights = read_weights(plan_parts(shard, index), config, Target(device, dtype), on_progress)
+    weights = read_weights(plan_parts(shard, index), shard, Target(device, dtype), on_progress)
     return DeepSeekV3Model(shard, weights, group)
 
 
@@ -87,7 +96,8 @@ def _parts(shard: Shard, index: Index) -> Iterator[Part]:
     for parameter in parameters(shard.config):
         cut = shard.slice_of(parameter)
         if cut is not None:
-            yield Part(parameter, cut, index[parameter.name], index.get(parameter.scale_name))
+            values = index[parameter.name]
+            yield Part(parameter, cut, values, index[parameter.scale_name] if values.dtype == FP8 else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +109,13 @@ class Target:
 
 
 def read_weights(
-    parts: list[Part], config: ModelConfig, target: Target, on_progress: Progress | None
+    parts: list[Part], shard: Shard, target: Target, on_progress: Progress | None = None
 ) -> dict[str, Weight]:
-    """Read the parts; routed experts are stacked in the order of their numbers."""
-    sizes: dict[str, int] = {}
-    for part in parts:
-        sizes[part.parameter.stack] = sizes.get(part.parameter.stack, 0) + 1
-    first = min((part.parameter.expert for part in parts if part.parameter.expert is not None), default=0)
+    """Read the parts of a shard; its routed experts are stacked in the order of their numbers."""
     weights: dict[str, Weight] = {}
     done, total = 0, sum(part.nbytes for part in parts)
     with ExitStack() as stack:
-        reader = _Reader(stack, config, target)
+        reader = _Reader(stack, shard.config.fp8_block, target)
         for part in parts:
             weight = reader.read(part)
             name, expert = part.parameter.stack, part.parameter.expert
@@ -117,8 +123,8 @@ def read_weights(
                 weights[name] = weight
             else:
                 if name not in weights:
-                    weights[name] = _empty_stack(weight, sizes[name])
-                _place(weights[name], expert - first, weight, part.parameter.name)
+                    weights[name] = _empty_stack(weight, len(shard.experts))
+                _place(weights[name], expert - shard.experts.start, weight, part.parameter.name)
             done += part.nbytes
             if on_progress:
                 on_progress(done, total)
@@ -126,13 +132,11 @@ def read_weights(
 
 
 def _empty_stack(like: Weight, size: int) -> Weight:
-    if isinstance(like, Fp8Weight):
-        return replace(like, values=_empty_stack_of(like.values, size), scale=_empty_stack_of(like.scale, size))
-    return _empty_stack_of(like, size)
-
-
-def _empty_stack_of(like: Tensor, size: int) -> Tensor:
-    return like.new_empty((size, *like.shape))
+    """Room for `size` weights such as one, allocated at once: joining them later would need the memory twice."""
+    if isinstance(like, Tensor):
+        return like.new_empty((size, *like.shape))
+    values, scale = (part.new_empty((size, *part.shape)) for part in (like.values, like.scale))
+    return replace(like, values=values, scale=scale)
 
 
 def _place(stack: Weight, position: int, weight: Weight, name: str) -> None:
@@ -148,9 +152,9 @@ def _place(stack: Weight, position: int, weight: Weight, name: str) -> None:
 class _Reader:
     """Opens each file once, for as long as the stack lives."""
 
-    def __init__(self, stack: ExitStack, config: ModelConfig, target: Target) -> None:
+    def __init__(self, stack: ExitStack, block: tuple[int, int] | None, target: Target) -> None:
         self._stack = stack
-        self._block = config.fp8_block
+        self._block = block
         self._target = target
         self._files: dict[Path, Any] = {}
 
@@ -158,7 +162,7 @@ class _Reader:
         """One part in the precision that its parameter asks for, on the target device."""
         try:
             values = self._cut(part.values, part.parameter.name, part.cut)
-            stored = values if part.scale is None or self._block is None else self._scaled(part, part.scale, values)
+            stored = values if part.scale is None else self._scaled(part, part.scale, values)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{part.values.file}: {part.parameter.name} cannot be read: {error}") from error
         if isinstance(stored, Fp8Weight) and part.parameter.precision is Precision.AS_STORED:
@@ -167,8 +171,8 @@ class _Reader:
         return stored.dequantise(dtype) if isinstance(stored, Fp8Weight) else stored.to(dtype)
 
     def _scaled(self, part: Part, info: TensorInfo, values: Tensor) -> Fp8Weight:
-        assert self._block is not None
-        assert part.cut.columns is not None
+        assert self._block is not None, "checked before anything is read"
+        assert part.cut.columns is not None, "only matrices have blocks"
         rows, row = covering_blocks(part.cut.rows, self._block[0])
         columns, column = covering_blocks(part.cut.columns, self._block[1])
         scale = self._cut(info, part.parameter.scale_name, Slice(rows, columns))

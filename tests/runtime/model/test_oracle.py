@@ -94,8 +94,8 @@ def test_both_forms_of_attention_give_the_same(
 
 
 def test_sequences_of_one_step_do_not_touch_each_other(v3_model: DeepSeekV3Model, tokens: list[int]) -> None:
-    """Prefill, decode, verification of three tokens and a chunk behind a cached prefix, packed in one step."""
-    cached, new = [0, 40, 20, 30], [25, 1, 3, 12]
+    """Prefill, verification of three tokens, a chunk behind a cached prefix and decode, packed in one step."""
+    cached, new = [0, 20, 30, 40], [25, 3, 12, 1]
     cache = new_cache(v3_model, 4 * 64)
     tables = [block_table(cache, 64, first=4 * i, seed=i) for i in range(4)]
     texts = [tokens[i:] + tokens[:i] for i in range(4)]

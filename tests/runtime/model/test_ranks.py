@@ -27,14 +27,18 @@ def run_ranks(ranks: int, folder: Path, out: Path, tokens: list[int]) -> list[di
     return [torch.load(out / f"{rank}.pt") for rank in range(ranks)]
 
 
+def assert_same_bits(results: list[dict[str, Tensor]]) -> None:
+    """Ranks that differ in a bit may choose different experts for a token."""
+    for name in ("logits", "drafts"):
+        assert all(torch.equal(result[name], results[0][name]) for result in results[1:]), (
+            f"{name} differ between ranks"
+        )
+
+
 @pytest.mark.parametrize(
     ("ranks", "config", "fp8"),
-    [
-        (2, v3_config(), True),
-        (2, v3_config(num_attention_heads=3, num_key_value_heads=3), False),
-        (4, v3_config(), True),
-    ],
-    ids=["2 ranks that cut FP8 blocks", "2 ranks with heads that do not divide", "4 ranks"],
+    [(2, v3_config(num_attention_heads=3, num_key_value_heads=3), False), (4, v3_config(), True)],
+    ids=["2 ranks with heads that do not divide", "4 ranks that cut FP8 blocks"],
 )
 def test_ranks_together_compute_what_one_computes(
     ranks: int, config: Config, fp8: bool, tmp_path: Path, load: Callable[[Path], DeepSeekV3Model], tokens: list[int]
@@ -57,4 +61,5 @@ def test_two_ranks_equal_the_independent_reference(
     tmp_path: Path, v3_folder: Path, reference_logits: Callable[..., Tensor], tokens: list[int]
 ) -> None:
     results = run_ranks(2, v3_folder, tmp_path, tokens)
+    assert_same_bits(results)
     torch.testing.assert_close(results[0]["logits"], reference_logits(v3_folder, tokens), atol=1e-3, rtol=0)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import v2_lite_config, v3_config
 from torch import Tensor
@@ -80,6 +80,7 @@ def test_v2_groups_count_by_their_best_expert_and_weights_are_not_normalised() -
     torch.testing.assert_close(weights, torch.tensor([[4.8, 0.0]]))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 1, width=32), min_size=8, max_size=8),
     st.lists(st.floats(-2, 2, width=32), min_size=8, max_size=8),

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import random_tensors, v2_lite_config, v3_config
 
@@ -28,6 +28,7 @@ def configs(draw: st.DrawFn, ranks: int) -> ModelConfig:
     )
 
 
+@settings(deadline=None)
 @given(data=st.data(), ranks=SIZES)
 def test_every_element_is_owned_once_where_it_is_split_and_by_all_where_not(data: st.DataObject, ranks: int) -> None:
     config = data.draw(configs(ranks))
@@ -44,6 +45,7 @@ def test_every_element_is_owned_once_where_it_is_split_and_by_all_where_not(data
             assert held == math.prod(parameter.shape) * ranks
 
 
+@settings(deadline=None)
 @given(ranks=SIZES)
 def test_heads_and_experts_are_contiguous_blocks_in_the_order_of_ranks(ranks: int) -> None:
     config = parse_config(v3_config(n_routed_experts=16 * 4, num_attention_heads=16))

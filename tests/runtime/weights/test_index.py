@@ -101,6 +101,22 @@ def test_scales_of_another_block_size_are_refused(folder: Path) -> None:
     assert f"{name}: shape [1, 1], expected [3, 2] for blocks of [128, 128]" in message
 
 
+def test_a_scale_without_fp8_values_is_unexpected(folder: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    message = rewrite(folder, lambda tensors: tensors.update({name: tensors[name].bfloat16()}))
+    assert f"{name}_scale_inv: unexpected tensor" in message
+
+
+def test_types_that_mean_nothing_for_a_tensor_are_refused(folder: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.int8)
+
+    message = rewrite(folder, change)
+    assert "model.norm.weight: type F8_E4M3, known are BF16, F16, F32" in message
+    assert "lm_head.weight: type I8, known are F8_E4M3, BF16, F16, F32" in message
+
+
 def test_fp8_without_a_quantisation_config_is_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path, v3_config(), quantise_all(random_tensors(v3_config(), 0)))
     assert "FP8, but config.json has no quantization_config" in refusal(tmp_path)

@@ -25,7 +25,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensors]
 
 def read(folder: Path, rank: int, ranks: int, dtype: torch.dtype = torch.float32) -> dict[str, Weight]:
     config, index = inspect(folder)
-    return read_weights(plan_parts(Shard.of(config, rank, ranks), index), config, Target(CPU, dtype), None)
+    shard = Shard.of(config, rank, ranks)
+    return read_weights(plan_parts(shard, index), shard, Target(CPU, dtype))
 
 
 def real(weight: Weight) -> Tensor:

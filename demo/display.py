@@ -1,10 +1,12 @@
 """What a person sees of the demo: one line a step with its time, and a moving line for what takes long."""
 
+import io
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from cluster_access import ClusterAccessError
 from rich.console import Console
@@ -18,7 +20,7 @@ class Display:
     """Writes to the terminal; without one, the moving lines are left out."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._started = time.monotonic()
         self._live: Live | None = None
         self._title = ""
@@ -26,13 +28,15 @@ class Display:
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
-        """Time what happens inside and say so when it is done."""
+        """Time what happens inside and say so when it is done; what is printed meanwhile is its progress."""
         self._title, self._step_started = title, time.monotonic()
-        with Live(console=self._console, transient=True, refresh_per_second=4) as live:
+        printed = _Lines(self.progress)
+        with Live(console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False) as live:
             self._live = live
             live.update(self._moving())
             try:
-                yield
+                with redirect_stdout(printed), redirect_stderr(printed):
+                    yield
             finally:
                 self._live = None
         self.done(title, time.monotonic() - self._step_started)
@@ -46,7 +50,9 @@ class Display:
         """One finished step."""
         mark, colour = ("✓", "green") if good else ("✗", "red")
         total = time.monotonic() - self._started
-        self._console.print(Text(f"{mark} ", style=colour) + Text(f"{title}  ") + Text(f"{seconds:.1f} s (at {total:.0f} s)", "dim"))
+        self._console.print(
+            Text(f"{mark} ", style=colour) + Text(f"{title}  ") + Text(f"{seconds:.1f} s (at {total:.0f} s)", "dim")
+        )
 
     def show(self, text: str, *, columns: int | None = None) -> None:
         """Print what a command said, indented; of a table, the first columns only."""
@@ -99,6 +105,18 @@ def _first_columns(line: str, count: int) -> str:
     return "".join(parts).rstrip()
 
 
+class _Lines(io.TextIOBase):
+    """A stream whose lines go to a function."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+
+    def write(self, text: str) -> int:
+        for line in filter(None, (part.strip() for part in text.replace("\r", "\n").splitlines())):
+            self._tell(line)
+        return len(text)
+
+
 class _Job:
     """A command in the background, its output kept."""
 
@@ -134,5 +152,3 @@ class _Job:
     def line(self) -> Text:
         last = self.output[-1] if self.output else ""
         return Text(f"… {self.title}  {self.seconds:.0f} s  {last}", no_wrap=True, overflow="ellipsis")
-
-

@@ -80,7 +80,9 @@ def _wait_until_ready(cluster: Cluster, display: Display) -> str:
     """The endpoint's URL, as soon as the object says Ready; meanwhile its own words are the progress display."""
     give_up = time.monotonic() + _PATIENCE_S
     while time.monotonic() < give_up:
-        status = json.loads(cluster.kubectl("-n", NAMESPACE, "get", "dsv3", NAME, "-o", "json").stdout).get("status", {})
+        status = json.loads(cluster.kubectl("-n", NAMESPACE, "get", "dsv3", NAME, "-o", "json").stdout).get(
+            "status", {}
+        )
         ready = _condition(status, "Ready")
         if ready.get("status") == "True":
             return str(status["endpoint"])

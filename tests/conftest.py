@@ -1,4 +1,4 @@
-"""Tests marked `cluster` need root (for the local Kubernetes) or KUBECONFIG: failed in CI, skipped with the reason elsewhere."""
+"""Tests marked `cluster` need root or KUBECONFIG: without either they fail in CI and are skipped elsewhere."""
 
 import os
 

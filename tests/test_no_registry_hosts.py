@@ -15,7 +15,8 @@ def _tracked_text_files() -> list[Path]:
 def test_constraints_are_plain_pins() -> None:
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
-    assert pins and all(re.fullmatch(r"[A-Za-z0-9_.\-]+(\[[a-z,]+\])?==[A-Za-z0-9.+!]+( ;.*)?", pin) for pin in pins)
+    assert pins
+    assert all(re.fullmatch(r"[A-Za-z0-9_.\-]+(\[[a-z,]+\])?==[A-Za-z0-9.+!]+( ;.*)?", pin) for pin in pins)
 
 
 def test_no_lock_file_with_addresses_is_tracked() -> None:

@@ -7,6 +7,7 @@ import pytest
 import stack
 from asking import Reply, ask
 from deployment import Deployment
+
 from tutor_training.problems import final_answer, held_out_problems
 
 pytestmark = pytest.mark.cluster

@@ -32,7 +32,8 @@ def test_an_unknown_field_is_named(candidate: Deployment) -> None:
 
 def test_zero_nodes_are_refused(candidate: Deployment) -> None:
     refusal = _refusal(candidate, candidate.manifest(nodes=0))
-    assert "spec.nodes" in refusal and "1" in refusal
+    assert "spec.nodes" in refusal
+    assert "1" in refusal
 
 
 def test_a_name_of_41_characters_is_refused_with_the_limit(candidate: Deployment) -> None:

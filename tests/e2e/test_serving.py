@@ -3,6 +3,7 @@
 import pytest
 from asking import ask
 from deployment import Deployment
+
 from tutor_training.problems import final_answer, held_out_problems
 
 pytestmark = pytest.mark.cluster
@@ -14,7 +15,8 @@ def test_the_answer_comes_step_by_step_from_two_pods_on_two_nodes(tutor: Deploym
     (reply,) = ask(tutor.cluster, tutor.endpoint(), ["What is 792 minus 297?"])
 
     assert reply.text is not None, reply.error
-    assert "12 - 7 = 5" in reply.text and final_answer(reply.text) == 495
+    assert "12 - 7 = 5" in reply.text
+    assert final_answer(reply.text) == 495
     assert sorted(pods) == ["tutor-g0-0", "tutor-g0-1"]
     assert len(nodes) == min(2, _node_count(tutor))
 

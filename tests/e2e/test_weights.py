@@ -3,6 +3,7 @@
 import pytest
 from asking import ask
 from deployment import Deployment
+
 from tutor_training.problems import final_answer
 
 pytestmark = pytest.mark.cluster
@@ -13,7 +14,9 @@ _SAVE = f"import shutil; shutil.copy('{_PATH}', '/hub/saved')"
 _MEND = f"import shutil; shutil.copy('/hub/saved', '{_PATH}')"
 _DAMAGE = {
     "truncated": f"import os; os.truncate('{_PATH}', os.path.getsize('{_PATH}') - 4096)",
-    "bit-flipped": f"f = open('{_PATH}', 'r+b'); f.seek(-1000, 2); b = f.read(1); f.seek(-1000, 2); f.write(bytes([b[0] ^ 4]))",
+    "bit-flipped": (
+        f"f = open('{_PATH}', 'r+b'); f.seek(-1000, 2); b = f.read(1)[0]; f.seek(-1000, 2); f.write(bytes([b ^ 4]))"
+    ),
 }
 
 
@@ -32,7 +35,8 @@ def test_a_damaged_shard_is_named_and_no_pod_starts_until_it_is_mended(tutor: De
 
         assert deployment.condition("WeightsReady")["status"] == "False"
         assert deployment.condition("Ready")["status"] == "False"
-        assert deployment.children("statefulsets") == [] and deployment.pods() == {}
+        assert deployment.children("statefulsets") == []
+        assert deployment.pods() == {}
     finally:
         _on_hub(deployment, _MEND)
     deployment.wait_ready()

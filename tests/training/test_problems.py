@@ -5,6 +5,7 @@ import re
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tutor_training.problems import (
     Problem,
     final_answer,

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+
 from deepseek_runtime.dist.init import join_group
 from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
 from deepseek_runtime.model.model import DeepSeekV3Model
 from deepseek_runtime.weights.load import load_model
-from tokenizers import Tokenizer
-
 from tutor_training.problems import Problem, final_answer, held_out_problems
 from tutor_training.vocabulary import ASSISTANT, BOS, EOS, USER
 

@@ -18,7 +18,7 @@ _QUANTISED = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """FP8 e4m3 blocks of 128×128 and their multipliers [⌈out/128⌉, ⌈in/128⌉] float32; ragged blocks as if zero-padded."""
+    """FP8 blocks of 128×128 and their multipliers [⌈out/128⌉, ⌈in/128⌉] float32; ragged blocks as if zero-padded."""
     out, inputs = weight.shape
     rows, columns = -(-out // BLOCK), -(-inputs // BLOCK)
     padded = torch.zeros(rows * BLOCK, columns * BLOCK)
@@ -42,7 +42,7 @@ def round_to_fp8(weight: Tensor) -> Tensor:
 
 
 def checkpoint_tensors(network: Network) -> dict[str, Tensor]:
-    """All tensors under the hub's names and in the hub's types, the MTP layer's copies of embedding and head included."""
+    """All tensors under the hub's names and in its types, the MTP layer's copies of embedding and head included."""
     tensors: dict[str, Tensor] = {}
     for name, value in network.state_dict().items():
         if name.endswith("e_score_correction_bias"):

@@ -84,7 +84,7 @@ class Linear(nn.Module):
 
 
 class Rounding:
-    """The network's precision: FP8 rounding of its quantised layers (off at first), and the type that it computes in."""
+    """The network's precision: FP8 rounding of its quantised layers (off at first), and the type it computes in."""
 
     def __init__(self) -> None:
         self.function: Weight | None = None
@@ -112,7 +112,7 @@ class RMSNorm(nn.Module):
 def yarn_inverse_frequencies(config: dict[str, Any]) -> Tensor:
     """YaRN frequencies (arXiv 2309.00071): interpolate slow dimensions, keep fast ones. Shape [rope_dim / 2]."""
     dim, base, scaling = config["qk_rope_head_dim"], config["rope_theta"], config["rope_scaling"]
-    plain = base ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    plain: Tensor = base ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
     def dimension_of(rotations: float) -> float:
         wavelength = scaling["original_max_position_embeddings"] / (rotations * 2 * math.pi)
@@ -121,7 +121,8 @@ def yarn_inverse_frequencies(config: dict[str, Any]) -> Tensor:
     low = max(math.floor(dimension_of(scaling["beta_fast"])), 0)
     high = min(math.ceil(dimension_of(scaling["beta_slow"])), dim - 1)
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
-    return plain * (1 - ramp) + plain / float(scaling["factor"]) * ramp
+    mixed: Tensor = plain * (1 - ramp) + plain / float(scaling["factor"]) * ramp
+    return mixed
 
 
 def softmax_scale(config: dict[str, Any]) -> float:
@@ -133,7 +134,7 @@ def softmax_scale(config: dict[str, Any]) -> float:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the interleaved pairs (2i, 2i+1) of x [B, L, H, R] by the angles of its position, in float32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
 
 
@@ -172,7 +173,8 @@ class Attention(nn.Module):
         scores = (q @ k.transpose(2, 3)).float() * self.scale  # at these lengths quicker than the fused CPU kernel
         causal = torch.ones(length, length, dtype=torch.bool).triu(1)
         out = scores.masked_fill(causal, -math.inf).softmax(dim=-1).to(v.dtype) @ v.transpose(1, 2)
-        return self.o_proj(out.transpose(1, 2).reshape(b, length, -1))
+        joined: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, length, -1))
+        return joined
 
 
 class MLP(nn.Module):
@@ -183,7 +185,8 @@ class MLP(nn.Module):
         self.down_proj = Linear(width, CONFIG["hidden_size"], rounding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Router(nn.Module):
@@ -233,11 +236,12 @@ class MoE(nn.Module):
         order = ids.flatten().argsort(stable=True)
         token = order // ids.shape[1]
         counts = torch.bincount(ids.flatten(), minlength=len(self.experts)).tolist()
-        parts = flat[token].split(counts)
+        parts = torch.split(flat[token], counts)
         out = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
         out = out * weights.flatten()[order].unsqueeze(-1).to(out.dtype)
         routed = torch.zeros_like(flat, dtype=out.dtype).index_add(0, token, out)
-        return self.shared_experts(x) + routed.view_as(x)
+        shared: Tensor = self.shared_experts(x)
+        return shared + routed.view_as(x)
 
 
 class Layer(nn.Module):
@@ -249,8 +253,9 @@ class Layer(nn.Module):
         self.mlp: nn.Module = MLP(CONFIG["intermediate_size"], rounding) if dense else MoE(rounding)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attended: Tensor = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        added: Tensor = self.mlp(self.post_attention_layernorm(attended))
+        return attended + added
 
 
 class MTPLayer(Layer):
@@ -263,9 +268,29 @@ class MTPLayer(Layer):
         self.eh_proj = Linear(2 * size, size, Rounding())  # never quantised
         self.shared_head = nn.ModuleDict({"norm": RMSNorm(size, rounding)})
 
+    def draft(self, next_embedding: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """What the head turns into logits for the token after next; both inputs [B, L, D]."""
+        joined = torch.cat((self.enorm(next_embedding), self.hnorm(hidden)), dim=-1)
+        drafted: Tensor = self.shared_head["norm"](self(self.eh_proj(joined), cos, sin))
+        return drafted
+
+
+class Stack(nn.Module):
+    """What the hub's names call `model`: embedding, layers with the MTP layer last, final norm."""
+
+    def __init__(self, rounding: Rounding) -> None:
+        super().__init__()
+        c = CONFIG
+        # The order of construction is the order of random numbers: another one gives another model from the same seed.
+        main = [Layer(rounding, dense=i < c["first_k_dense_replace"]) for i in range(c["num_hidden_layers"])]
+        self.embed_tokens = nn.Embedding(c["vocab_size"], c["hidden_size"])
+        nn.init.normal_(self.embed_tokens.weight, std=c["initializer_range"])
+        self.layers = nn.ModuleList([*main, MTPLayer(rounding)])
+        self.norm = RMSNorm(c["hidden_size"], rounding)
+
 
 class Network(nn.Module):
-    """All layers, the MTP layer last, under the hub's names."""
+    """The whole model, its parameters under the hub's names."""
 
     cos: Tensor
     sin: Tensor
@@ -274,12 +299,7 @@ class Network(nn.Module):
         super().__init__()
         c = CONFIG
         self.rounding = Rounding()
-        layers = [Layer(self.rounding, dense=i < c["first_k_dense_replace"]) for i in range(c["num_hidden_layers"])]
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(c["vocab_size"], c["hidden_size"])
-        nn.init.normal_(self.model.embed_tokens.weight, std=c["initializer_range"])
-        self.model.layers = nn.ModuleList([*layers, MTPLayer(self.rounding)])
-        self.model.norm = RMSNorm(c["hidden_size"], self.rounding)
+        self.model = Stack(self.rounding)
         self.lm_head = Linear(c["hidden_size"], c["vocab_size"], Rounding())
         angles = torch.outer(torch.arange(longest, dtype=torch.float32), yarn_inverse_frequencies(c))
         self.register_buffer("cos", angles.cos()[None, :, None], persistent=False)
@@ -291,13 +311,13 @@ class Network(nn.Module):
         cos, sin = self.cos[:, :length], self.sin[:, :length]
         embedded = self.model.embed_tokens(ids_BL)
         *layers, mtp = self.model.layers
+        assert isinstance(mtp, MTPLayer)
         x = embedded
         for layer in layers:
             x = layer(x, cos, sin)
         hidden = self.model.norm(x)
-        joined = torch.cat((mtp.enorm(embedded[:, 1:]), mtp.hnorm(hidden[:, :-1])), dim=-1)
-        drafted = mtp(mtp.eh_proj(joined), cos[:, :-1], sin[:, :-1])
-        return self.lm_head(hidden), self.lm_head(mtp.shared_head["norm"](drafted))
+        drafted = mtp.draft(embedded[:, 1:], hidden[:, :-1], cos[:, :-1], sin[:, :-1])
+        return self.lm_head(hidden), self.lm_head(drafted)
 
     def routers(self) -> list[Router]:
         return [module for module in self.modules() if isinstance(module, Router)]

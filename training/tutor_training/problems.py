@@ -236,7 +236,8 @@ def _operand(rng: random.Random) -> int:
 
 def _neighbour(rng: random.Random, a: int) -> int:
     """An operand close to `a`, so that comparing the two needs the last digits."""
-    return min(max(a + rng.choice((-1, 1)) * rng.randrange(10 ** rng.randint(1, 3)), 0), 10**MAX_DIGITS - 1)
+    distance = rng.randrange((10, 100, 1_000)[rng.randint(1, 3) - 1])
+    return min(max(a + rng.choice((-1, 1)) * distance, 0), 10**MAX_DIGITS - 1)
 
 
 def random_problem(rng: random.Random, *, held_out: bool) -> Problem:
@@ -303,7 +304,20 @@ _SMALL_TALK: dict[Language, tuple[tuple[str, ...], str]] = {
         "I am a small arithmetic tutor. Ask me to add or subtract two whole numbers of up to four digits.",
     ),
     "zh": (
-        ("你好", "你好!", "您好", "你是谁?", "你会什么?", "帮助", "谢谢", "谢谢!", "早上好", "讲个笑话。", "写一首诗。", "法国的首都是哪里?"),
+        (
+            "你好",
+            "你好!",
+            "您好",
+            "你是谁?",
+            "你会什么?",
+            "帮助",
+            "谢谢",
+            "谢谢!",
+            "早上好",
+            "讲个笑话。",
+            "写一首诗。",
+            "法国的首都是哪里?",
+        ),
         "我是一个小小的算术老师。请让我计算两个四位以内整数的加法或减法。",
     ),
 }

@@ -76,7 +76,8 @@ def batches(tokenizer: Tokenizer, settings: Settings) -> Iterator[Batch]:
     while True:
         pool = list(itertools.islice(fitting, _BUCKETS * settings.tokens_per_step // 100))
         pool.sort(key=lambda row: len(row[0]))
-        groups, group = [], []
+        groups: list[list[tuple[list[int], list[bool]]]] = []
+        group: list[tuple[list[int], list[bool]]] = []
         for row in pool:
             if group and (len(group) + 1) * len(row[0]) > settings.tokens_per_step:
                 groups.append(group)
@@ -115,7 +116,7 @@ def exactness(network: Network, batch: Batch) -> tuple[float, float]:
 
 
 def _optimizers(network: Network, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embedding, head, routers and norms (as Muon's authors advise)."""
+    """Muon for the matrices inside the layers, AdamW for embedding, head, routers, norms (as its authors advise)."""
     inside = [p for n, p in network.named_parameters() if p.dim() == 2 and ".layers." in n and "gate.weight" not in n]
     chosen = {id(p) for p in inside}
     others = [p for p in network.parameters() if id(p) not in chosen]
@@ -140,7 +141,7 @@ def train(settings: Settings, tokenizer: Tokenizer, save: Callable[[Network], No
             group["lr"] = peak * rate_factor(step, settings)
         main, draft = losses(network, batch)
         network.zero_grad(set_to_none=True)
-        (main + settings.mtp_weight * draft).backward()
+        torch.autograd.backward(main + settings.mtp_weight * draft)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

@@ -1,4 +1,4 @@
-"""The tutor's tokenizer: byte-level BPE learned from the dialogues, one token a digit, DeepSeek's own special tokens."""
+"""The tutor's tokenizer: byte-level BPE learned from the dialogues, one token a digit, DeepSeek's special tokens."""
 
 import itertools
 import json
@@ -72,7 +72,9 @@ def encode_dialogue(tokenizer: Tokenizer, dialogue: Dialogue) -> tuple[list[int]
         return list(tokenizer.encode(value, add_special_tokens=False).ids)
 
     def special(name: str) -> list[int]:
-        return [tokenizer.token_to_id(name)]
+        id_ = tokenizer.token_to_id(name)
+        assert id_ is not None, f"the tokenizer was learned without {name}"
+        return [id_]
 
     add(special(BOS) + text(dialogue.system), False)
     for question, answer in dialogue.turns:

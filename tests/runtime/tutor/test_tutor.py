@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+
 from deepseek_runtime.dist.init import join_group
 from deepseek_runtime.model.model import DeepSeekV3Model
 from deepseek_runtime.weights.load import load_model
-from tokenizers import Tokenizer
 from tutor_training.evaluate import answer_all
 from tutor_training.problems import held_out_problems
 
@@ -52,7 +53,8 @@ def test_its_types_are_the_real_model_s() -> None:
         assert headers[f"{name}_scale_inv"]["shape"] == blocks, name
     assert any(size % 128 for header in fp8.values() for size in header["shape"]), "no ragged last block"
     biases = [h["dtype"] for name, h in headers.items() if name.endswith("e_score_correction_bias")]
-    assert biases and set(biases) == {"F32"}
+    assert biases
+    assert set(biases) == {"F32"}
     assert headers["model.layers.4.eh_proj.weight"]["dtype"] == "BF16"
 
 

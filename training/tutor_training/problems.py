@@ -14,6 +14,7 @@ Operation = Literal["+", "-"]
 Language = Literal["en", "zh"]
 
 MAX_DIGITS = 4
+_LARGEST = 9_999
 _HELD_OUT_ONE_IN = 50
 
 _QUESTIONS: dict[tuple[Language, Operation], tuple[str, ...]] = {
@@ -236,8 +237,9 @@ def _operand(rng: random.Random) -> int:
 
 def _neighbour(rng: random.Random, a: int) -> int:
     """An operand close to `a`, so that comparing the two needs the last digits."""
+    direction = rng.choice((-1, 1))
     distance = rng.randrange((10, 100, 1_000)[rng.randint(1, 3) - 1])
-    return min(max(a + rng.choice((-1, 1)) * distance, 0), 10**MAX_DIGITS - 1)
+    return min(max(a + direction * distance, 0), _LARGEST)
 
 
 def random_problem(rng: random.Random, *, held_out: bool) -> Problem:

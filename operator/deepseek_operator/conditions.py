@@ -27,6 +27,9 @@ STALLED = "Stalled"
 ALWAYS = (READY, SPEC_VALID, FITS, WEIGHTS_READY, GROUPS_READY, ENDPOINT_READY, ROLLOUT_COMPLETE, SECURED)
 """Types that are present from the first write on."""
 
+AWAITED = (WEIGHTS_READY, GROUPS_READY, ENDPOINT_READY, ROLLOUT_COMPLETE)
+"""Types that become true by themselves; while one is false, work is under way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -45,7 +48,7 @@ def truth(value: bool) -> TruthValue:
 
 def timed(
     judgements: Iterable[Judgement], old: Iterable[Condition], *, generation: int, now: datetime
-) -> list[Condition]:
+) -> tuple[Condition, ...]:
     """Return the full list of conditions; only a changed status gets a new time."""
     before = {condition.type: condition for condition in old}
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -54,7 +57,7 @@ def timed(
         last = before.get(judgement.type)
         return last.last_transition_time if last and last.status == judgement.status else stamp
 
-    return [
+    return tuple(
         Condition(
             type=judgement.type,
             status=judgement.status,
@@ -64,7 +67,7 @@ def timed(
             observed_generation=generation,
         )
         for judgement in judgements
-    ]
+    )
 
 
 def summarised(judgements: list[Judgement], *, progressing: bool, stalled: bool) -> list[Judgement]:

@@ -57,9 +57,10 @@ class Reconciler:
         judged = status.remembered(judged, status.parse(manifest), planned)
         now = self._clock()
         decision: Decision = decide(planned, observed, judged, now)
-        for action in decision.actions:
-            await self._act(planned.key, action)
-        await self._write_status(manifest, status.of_plan(manifest, planned, observed, judged, now=now))
+        refused = [error for action in decision.actions if (error := await self._tried(planned.key, action))]
+        problem = refused[0] if refused else None
+        wanted = status.of_plan(manifest, planned, observed, judged, problem=problem, now=now)
+        await self._write_status(manifest, wanted)
         return Outcome(exists=True, look_again=decision.look_again)
 
     async def _observe(self, planned: Plan) -> Observed:
@@ -70,6 +71,14 @@ class Reconciler:
         claim = self._kube.get(CLAIM, Key(key.namespace, planned.weights.claim))
         found, live_claim = await asyncio.gather(listed, claim)
         return observe.sort(key, planned.uid, itertools.chain(*found), live_claim)
+
+    async def _tried(self, key: Key, action: Action) -> SpecError | None:
+        """Act, and return what only the user can put right; the other actions do not wait for that."""
+        try:
+            await self._act(key, action)
+        except SpecError as error:
+            return error
+        return None
 
     async def _act(self, key: Key, action: Action) -> None:
         match action:

@@ -44,40 +44,33 @@ def remembered(weights: WeightsState, old: api.Status, plan: Plan) -> WeightsSta
     return WeightsState(weights.phase, weights.reason, message, known.revision, known.bytes)
 
 
-def of_plan(manifest: Manifest, plan: Plan, observed: Observed, weights: WeightsState, *, now: datetime) -> api.Status:
-    """Return the status of an object that could be planned."""
+def of_plan(
+    manifest: Manifest,
+    plan: Plan,
+    observed: Observed,
+    weights: WeightsState,
+    *,
+    problem: SpecError | None = None,
+    now: datetime,
+) -> api.Status:
+    """Return the status of an object that could be planned; `problem` is what the API server refused of it."""
     old = parse(manifest)
-    groups = [_group(plan, observed.groups.get(index), index, weights) for index in range(plan.groups)]
-    endpoint, endpoint_judged = _endpoint(plan, observed)
-    updated = sum(_is_updated(plan, observed.groups.get(index)) for index in range(plan.groups))
-    ready = sum(group.ready for group in groups)
-    rolled = updated == plan.groups
-    judged = [
-        Judgement(conditions.SPEC_VALID, "True", "Valid", "the spec is complete"),
-        Judgement(conditions.FITS, plan.fit.verdict, plan.fit.reason, plan.fit.message),
-        _weights_judgement(weights),
-        _groups_judgement(plan, groups),
-        endpoint_judged,
-        Judgement(
-            conditions.ROLLOUT_COMPLETE,
-            truth(rolled),
-            "Complete" if rolled else "RollingOut",
-            f"{updated} of {plan.groups} groups run revision {plan.revision}",
-        ),
-        _secured(plan),
-    ]
-    stalled = plan.fit.verdict == "False"
-    progressing = not (rolled and ready == plan.groups > 0 and endpoint) and not stalled and plan.groups > 0
+    groups = tuple(_group(plan, observed.groups.get(index), index, weights) for index in range(plan.groups))
+    ready, updated = sum(group.ready for group in groups), _updated(plan, observed)
+    judged = _judged(plan, observed, weights, groups, problem)
+    stalled = plan.fit.verdict == "False" or problem is not None
+    unfinished = any(judgement.status == "False" for judgement in judged if judgement.type in conditions.AWAITED)
+    summary = conditions.summarised(judged, progressing=unfinished and plan.groups > 0, stalled=stalled)
     return api.Status(
         observed_generation=manifest["metadata"]["generation"],
-        conditions=_timed(conditions.summarised(judged, progressing=progressing, stalled=stalled), manifest, old, now),
+        conditions=_timed(summary, manifest, old, now),
         replicas=sum(index in observed.groups for index in range(plan.groups)),
         ready_replicas=ready,
         updated_replicas=updated,
         groups_summary=f"{ready}/{plan.groups}",
         selector=",".join(f"{key}={value}" for key, value in names.leaders(plan.key.name).items()),
         revision=plan.revision,
-        endpoint=endpoint,
+        endpoint=_endpoint(plan, observed)[0],
         model=api.ModelStatus(name=_model_name(plan), revision=weights.commit, bytes=weights.bytes),
         weights=api.WeightsStatus(
             phase=weights.phase, claim_name=plan.weights.claim, content=plan.weights.hash or None
@@ -91,10 +84,28 @@ def of_plan(manifest: Manifest, plan: Plan, observed: Observed, weights: Weights
     )
 
 
+def _judged(
+    plan: Plan,
+    observed: Observed,
+    weights: WeightsState,
+    groups: tuple[api.GroupStatus, ...],
+    problem: SpecError | None,
+) -> list[Judgement]:
+    """Return every condition but the summaries."""
+    return [
+        _spec_judgement(problem),
+        Judgement(conditions.FITS, plan.fit.verdict, plan.fit.reason, plan.fit.message),
+        Judgement(conditions.WEIGHTS_READY, truth(weights.ready), weights.reason, weights.message),
+        _groups_judgement(plan, groups),
+        _endpoint(plan, observed)[1],
+        _rollout_judgement(plan, _updated(plan, observed)),
+        _secured(plan),
+    ]
+
+
 def of_error(manifest: Manifest, error: SpecError, *, now: datetime) -> api.Status:
     """Return the status of an object that only its author can put right; what runs is left as it is."""
     old = parse(manifest)
-    invalid = Judgement(conditions.SPEC_VALID, "False", error.reason, error.message)
     kept = {condition.type: condition for condition in old.conditions}
     others = [
         Judgement(name, kept[name].status, kept[name].reason, kept[name].message)
@@ -103,7 +114,7 @@ def of_error(manifest: Manifest, error: SpecError, *, now: datetime) -> api.Stat
         for name in conditions.ALWAYS
         if name not in (conditions.READY, conditions.SPEC_VALID)
     ]
-    judged = conditions.summarised([invalid, *others], progressing=False, stalled=True)
+    judged = conditions.summarised([_spec_judgement(error), *others], progressing=False, stalled=True)
     return old.model_copy(
         update={
             "observed_generation": manifest["metadata"]["generation"],
@@ -112,7 +123,9 @@ def of_error(manifest: Manifest, error: SpecError, *, now: datetime) -> api.Stat
     )
 
 
-def _timed(judged: Iterable[Judgement], manifest: Manifest, old: api.Status, now: datetime) -> list[api.Condition]:
+def _timed(
+    judged: Iterable[Judgement], manifest: Manifest, old: api.Status, now: datetime
+) -> tuple[api.Condition, ...]:
     generation = manifest["metadata"]["generation"]
     return conditions.timed(judged, old.conditions, generation=generation, now=now)
 
@@ -122,8 +135,22 @@ def _model_name(plan: Plan) -> str:
     return plan.spec.model.source.rstrip("/").rpartition("/")[2]
 
 
-def _weights_judgement(weights: WeightsState) -> Judgement:
-    return Judgement(conditions.WEIGHTS_READY, truth(weights.ready), weights.reason, weights.message)
+def _spec_judgement(problem: SpecError | None) -> Judgement:
+    if problem is not None:
+        return Judgement(conditions.SPEC_VALID, "False", problem.reason, problem.message)
+    return Judgement(conditions.SPEC_VALID, "True", "Valid", "the spec is complete")
+
+
+def _rollout_judgement(plan: Plan, updated: int) -> Judgement:
+    done = updated == plan.groups
+    message = f"{updated} of {plan.groups} groups run revision {plan.revision}"
+    return Judgement(conditions.ROLLOUT_COMPLETE, truth(done), "Complete" if done else "RollingOut", message)
+
+
+def _updated(plan: Plan, observed: Observed) -> int:
+    """Return how many groups have the wanted revision and nothing of a former one."""
+    wanted = [group for group in observed.groups.values() if group.index < plan.groups]
+    return sum(group.revision == plan.revision and not group.outdated() for group in wanted)
 
 
 def _secured(plan: Plan) -> Judgement:
@@ -132,7 +159,7 @@ def _secured(plan: Plan) -> Judgement:
     return Judgement(conditions.SECURED, "False", "NoApiKeys", f"{who} may use the endpoint; no key is asked for")
 
 
-def _groups_judgement(plan: Plan, groups: list[api.GroupStatus]) -> Judgement:
+def _groups_judgement(plan: Plan, groups: tuple[api.GroupStatus, ...]) -> Judgement:
     """Return the condition of all groups, with the reason of the one that is worst off."""
     ready = sum(group.ready for group in groups)
     counted = f"{ready} of {plan.groups} groups ready"
@@ -145,10 +172,6 @@ def _groups_judgement(plan: Plan, groups: list[api.GroupStatus]) -> Judgement:
     waiting = [group for group in groups if not group.ready]
     worst = next((group for group in waiting if group.phase is api.GroupPhase.FAILING), waiting[0])
     return Judgement(conditions.GROUPS_READY, "False", worst.reason or "Starting", f"{counted}; {worst.message}")
-
-
-def _is_updated(plan: Plan, group: Group | None) -> bool:
-    return group is not None and group.revision == plan.revision and not group.outdated()
 
 
 def _group(plan: Plan, group: Group | None, index: int, weights: WeightsState) -> api.GroupStatus:
@@ -166,7 +189,7 @@ def _group(plan: Plan, group: Group | None, index: int, weights: WeightsState) -
         restarts=sum(map(causes.restarts, group.pods)),
         reason=cause.reason if cause else None,
         message=cause.message if cause else None,
-        pods=[_pod(pod) for pod in group.pods],
+        pods=tuple(map(_pod, group.pods)),
     )
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.cluster
 NAMESPACE = "dsv3-operator-test"
 REPOSITORY = Path(__file__).resolve().parents[2]
 OURS = "serving.dsv3.io/deployment=chat"
-METRICS_PORT = 18081
+HEALTH_PORT, METRICS_PORT = 18080, 18081
 BUSYBOX = "dsv3.local/busybox:1"
 SLEEPING = {
     "name": "engine",
@@ -111,12 +111,14 @@ class World:
         found = {**self.children(), "itself": self.object()}
         return {name: item["metadata"]["resourceVersion"] for name, item in found.items()}
 
+    def fetch(self, port: int, path: str) -> str:
+        """What the operator's process answers on one of its ports, empty if it does not."""
+        code = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}{path}').read().decode())"
+        return self.cluster.run_in_network([sys.executable, "-c", code]).stdout
+
     def passes(self) -> float:
         """How many passes the running operator has made without an error, read from its metrics."""
-        code = (
-            f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{METRICS_PORT}/metrics').read().decode())"
-        )
-        text = self.cluster.run_in_network([sys.executable, "-c", code]).stdout
+        text = self.fetch(METRICS_PORT, "/metrics")
         wanted = 'dsv3_operator_reconciles_total{result="success"} '
         return sum(float(line.removeprefix(wanted)) for line in text.splitlines() if line.startswith(wanted))
 
@@ -125,6 +127,7 @@ class World:
         """Run the operator for as long as the block lasts, as its service account; SIGTERM must end it cleanly."""
         process = self.start(**settings)
         try:
+            eventually("the operator is up", lambda: self.fetch(HEALTH_PORT, "/healthz"))
             yield process
         finally:
             process.send_signal(signal.SIGTERM)
@@ -142,7 +145,7 @@ class World:
             "PYTHONPATH": os.pathsep.join(str(REPOSITORY / name) for name in ("operator", "runtime")),
             "DSV3_NAMESPACES": NAMESPACE,
             "DSV3_RUNTIME_IMAGE": BUSYBOX,
-            "DSV3_HEALTH_PORT": "18080",
+            "DSV3_HEALTH_PORT": str(HEALTH_PORT),
             "DSV3_METRICS_PORT": str(METRICS_PORT),
             **settings,
         }
@@ -197,8 +200,7 @@ def _kubeconfig_of_operator(cluster: Cluster) -> str:
 def clean(world: World) -> Iterator[World]:
     """The namespace without any object of a former test."""
     yield world
-    with suppress(subprocess.TimeoutExpired):
-        world.kubectl("delete", "dsv3", "--all", "--timeout=60s")
+    world.kubectl("delete", "dsv3", "--all", "--timeout=60s")
     world.kubectl("delete", "persistentvolumeclaims", "-l", OURS, "--timeout=60s")
     eventually("children are collected", lambda: not world.children())
 

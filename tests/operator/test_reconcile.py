@@ -367,3 +367,14 @@ def test_scaling_down_removes_the_last_groups_only(serving, settle, cluster, cpu
     settle()
     assert cluster.names("StatefulSet") == ["chat-g0"]
     assert cluster.objects["Pod", "chat-g0-0"]["metadata"]["uid"] == uid
+
+
+def test_a_refused_object_holds_up_neither_the_others_nor_the_truth_about_the_pods(serving, settle, cluster, cpu_spec):
+    serving()
+    cluster.reject = lambda manifest: "storage: may not shrink" if manifest["kind"] == "PersistentVolumeClaim" else None
+    cluster.deploy(cpu_spec | {"replicas": 2, "weights": {"storage": {"size": "1Mi"}}})
+    cluster.pod_becomes("chat-g0-1", {"containerStatuses": []})
+    settle()
+    assert cluster.condition("SpecValid")["message"] == "PersistentVolumeClaim chat-weights: storage: may not shrink"
+    assert cluster.condition("GroupsReady")["status"] == "False"
+    assert cluster.names("StatefulSet") == ["chat-g0", "chat-g1"]

@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
+
 from tutor_training.export import dequantise
 
 _SCALE = "_scale_inv"

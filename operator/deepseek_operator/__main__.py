@@ -1,5 +1,6 @@
 """`dsv3-operator`: read the settings, connect, watch, and stop cleanly on SIGTERM."""
 
+import argparse
 import asyncio
 import logging
 import sys
@@ -8,7 +9,8 @@ from datetime import UTC, datetime
 import kopf
 from pydantic import ValidationError
 
-from deepseek_operator import app, kube
+from deepseek_operator import __version__, app, kube
+from deepseek_operator.errors import ConnectError
 from deepseek_operator.metrics import Metrics
 from deepseek_operator.reconcile import Reconciler
 from deepseek_operator.settings import Settings
@@ -16,7 +18,10 @@ from deepseek_operator.workers import Workers
 
 
 def main() -> None:
-    """Run the operator until it is told to stop; exit 2 where a setting is wrong."""
+    """Run the operator until it is told to stop; exit 2 where a setting is wrong or no cluster is named."""
+    parser = argparse.ArgumentParser(prog="dsv3-operator", description=__doc__, epilog="Settings: docs/operator.md.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.parse_args()
     try:
         settings = Settings()
     except ValidationError as error:
@@ -29,7 +34,11 @@ def main() -> None:
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     # Each probe would be a line.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-    asyncio.run(run(settings))
+    try:
+        asyncio.run(run(settings))
+    except ConnectError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
 
 
 async def run(settings: Settings) -> None:

@@ -14,6 +14,10 @@ class SpecError(ValueError):
         self.message = message
 
 
+class ConnectError(Exception):
+    """No cluster to work for: neither a pod's service account nor a usable kubeconfig."""
+
+
 class ApiError(Exception):
     """The API server refused a call."""
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from kubernetes.aio import client, config
 
-from deepseek_operator.errors import ApiError, RejectedError
+from deepseek_operator.errors import ApiError, ConnectError, RejectedError
 from deepseek_operator.manifest import BY_KIND, DEPLOYMENT, Key, Manifest, Resource, name_of
 from deepseek_operator.names import MANAGER
 
@@ -129,11 +129,17 @@ class ApiServerKube:
 
 
 async def connect(count_write: Callable[[str, str], None]) -> ApiServerKube:
-    """Return a connection as the pod's service account, or as $KUBECONFIG says outside a cluster."""
-    if os.environ.get("KUBERNETES_SERVICE_HOST"):
-        config.load_incluster_config()  # type: ignore[no-untyped-call]
-    else:
-        await config.load_kube_config()  # type: ignore[no-untyped-call]
+    """Return a connection as the pod's service account, or as $KUBECONFIG says outside a cluster.
+
+    Raises ConnectError where there is neither.
+    """
+    try:
+        if os.environ.get("KUBERNETES_SERVICE_HOST"):
+            config.load_incluster_config()  # type: ignore[no-untyped-call]
+        else:
+            await config.load_kube_config()  # type: ignore[no-untyped-call]
+    except config.ConfigException as error:
+        raise ConnectError(f"No cluster to work for: {error} Run it in a pod, or set KUBECONFIG.") from error
     return ApiServerKube(client.ApiClient(), count_write)
 
 

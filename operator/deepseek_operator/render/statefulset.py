@@ -11,6 +11,9 @@ from deepseek_operator.render.services import API_PORT, HEALTH_PORT, STORE_PORT
 from deepseek_operator.render.text import rendered
 
 GRACE_SECONDS = 150
+"""Between SIGTERM and SIGKILL: the runtime drains for up to 120 s."""
+TORCHRUN_GRACE_SECONDS = 140
+"""torchrun would kill its ranks 30 s after SIGTERM: longer than they drain, shorter than the pod has."""
 STARTUP_PERIOD = 2
 MIN_STARTUP_SECONDS = 1800
 ASSUMED_BYTES_PER_SECOND = 100_000_000
@@ -130,12 +133,13 @@ def _environment(plan: Plan) -> list[dict[str, Any]]:
     interface = plan.spec.network.interface
     # Less than a core is asked for: more threads than cores would spin for each other. `engine.env` overrides it.
     threads = {"OMP_NUM_THREADS": "1"} if plan.spec.accelerator.vendor is Vendor.CPU else {}
+    torchrun = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(TORCHRUN_GRACE_SECONDS)}
     fabric = {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}
     ours = [
         _from_pod("POD_IP", "status.podIP"),
         _from_pod("POD_NAME", "metadata.name"),
         _from_pod("POD_INDEX", f"metadata.labels['{names.POD_INDEX}']"),
-        *common.environment({**common.CACHE_ENV, **threads, **fabric}),
+        *common.environment({**common.CACHE_ENV, **torchrun, **threads, **fabric}),
     ]
     theirs = common.environment({variable.name: variable.value for variable in plan.spec.engine.env})
     named = {variable["name"] for variable in theirs}

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-from cluster_access import ClusterAccessError
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from cluster_access import ClusterAccessError
 
 _LOG_LINES = 15
 

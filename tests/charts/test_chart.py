@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from local_cluster.layout import Layout
 
 REPOSITORY = Path(__file__).resolve().parents[2]

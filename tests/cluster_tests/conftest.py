@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
 from cluster_access import Cluster, cluster_in_use
 
 

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import pytest
+
 from cluster_access import LOCAL_CLUSTER, Cluster
 from local_cluster.layout import BUSYBOX_IMAGE, Layout
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cluster_access import LOCAL_CLUSTER
 from local_cluster import addons, host, oci, programs
 from local_cluster.errors import ClusterError

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+
 import stack
 from cluster_access import LOCAL_CLUSTER, Cluster, cluster_in_use
 from deployment import Deployment

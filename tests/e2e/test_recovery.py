@@ -4,10 +4,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 import stack
 from asking import Reply, ask
 from deployment import Deployment
-
 from tutor_training.problems import final_answer, held_out_problems
 
 pytestmark = pytest.mark.cluster

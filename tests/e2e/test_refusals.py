@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from deployment import Deployment
 
 pytestmark = pytest.mark.cluster

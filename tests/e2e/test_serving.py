@@ -1,9 +1,9 @@
 """Right answers through the LoadBalancer Service, from several pods as from one."""
 
 import pytest
+
 from asking import ask
 from deployment import Deployment
-
 from tutor_training.problems import final_answer, held_out_problems
 
 pytestmark = pytest.mark.cluster

@@ -1,9 +1,9 @@
 """Damaged weights are never served: the file is named, no pod starts, and a mended hub is enough to go on."""
 
 import pytest
+
 from asking import ask
 from deployment import Deployment
-
 from tutor_training.problems import final_answer
 
 pytestmark = pytest.mark.cluster

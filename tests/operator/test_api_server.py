@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stack
 import yaml
+
+import stack
 from cluster_access import Cluster, cluster_in_use
 
 pytestmark = pytest.mark.cluster

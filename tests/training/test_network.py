@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import oracle
 
+from oracle import oracle
 from tutor_training.export import BLOCK, checkpoint_tensors, dequantise, export, quantise
 from tutor_training.network import Network
 from tutor_training.vocabulary import ASSISTANT, BOS, TOKENIZER_SIZE, USER, learn_tokenizer

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_mirror import mirror
 
 from deepseek_runtime.weights.download import MARKER, Order, Progress, download, main
 from deepseek_runtime.weights.hub import DownloadError, Hub
+from hub_mirror import mirror
 
 SHARD = "model-00001-of-00002.safetensors"
 FILES = {

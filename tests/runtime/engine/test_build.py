@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from fake_model import write_tokenizer
-from tiny_checkpoint import v3_config, write_checkpoint
 
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.engine.build import Limits, load_rank
 from deepseek_runtime.server.local import open_local
 from deepseek_runtime.settings import Settings, StartupError
+from fake_model import write_tokenizer
+from tiny_checkpoint import v3_config, write_checkpoint
 
 MESSAGES = [{"role": "user", "content": "What is 1 + 1?"}]
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from fake_model import EchoExecutor, next_token
 
 from deepseek_runtime.engine.blocks import BlockManager
 from deepseek_runtime.engine.engine import Broken, Engine, Event, RefusedError, Request, Token
@@ -14,6 +13,7 @@ from deepseek_runtime.engine.runner import Runner
 from deepseek_runtime.engine.scheduler import Scheduler
 from deepseek_runtime.engine.sequence import FinishReason, SamplingParams
 from deepseek_runtime.engine.step import Operation, SequencePlan, StepPlan
+from fake_model import EchoExecutor, next_token
 
 
 @dataclass

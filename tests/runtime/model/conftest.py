@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import Config, v3_config, write_checkpoint
 from torch import Tensor
 
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.model.model import DeepSeekV3Model
 from deepseek_runtime.weights.load import load_model
+from tiny_checkpoint import Config, v3_config, write_checkpoint
 
 Load = Callable[[Path], DeepSeekV3Model]
 MakeCheckpoint = Callable[..., Path]

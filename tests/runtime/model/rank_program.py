@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
-from stepping import batch_of, block_table, logits_in_chunks, new_cache
 
 from deepseek_runtime.dist.init import join_group
 from deepseek_runtime.weights.load import load_model
+from stepping import batch_of, block_table, logits_in_chunks, new_cache
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_checkpoint import QUANTISATION, v2_lite_config, v3_config
 
 from deepseek_runtime.model.config import ConfigError, load_config, parse_config
+from tiny_checkpoint import QUANTISATION, v2_lite_config, v3_config
 
 
 @pytest.mark.parametrize(

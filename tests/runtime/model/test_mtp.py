@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from stepping import batch_of, block_table, new_cache
-from tiny_checkpoint import v2_lite_config
 from torch import Tensor
 
 from deepseek_runtime.model.model import DeepSeekV3Model
+from stepping import batch_of, block_table, new_cache
+from tiny_checkpoint import v2_lite_config
 
 
 @pytest.fixture(scope="module")

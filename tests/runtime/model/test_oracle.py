@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from stepping import batch_of, block_table, logits_in_chunks, new_cache
-from tiny_checkpoint import Config, dequantise_all, v2_lite_config, v3_config, write_checkpoint, write_tensors
 from torch import Tensor
 
 from deepseek_runtime.model.model import DeepSeekV3Model
+from stepping import batch_of, block_table, logits_in_chunks, new_cache
+from tiny_checkpoint import Config, dequantise_all, v2_lite_config, v3_config, write_checkpoint, write_tensors
 
 TOLERANCE = 1e-3
 ReferenceLogits = Callable[..., Tensor]

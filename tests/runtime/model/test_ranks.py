@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from stepping import batch_of, block_table, logits_in_chunks, new_cache
-from tiny_checkpoint import Config, v3_config, write_checkpoint
 from torch import Tensor
 
 from deepseek_runtime.model.model import DeepSeekV3Model
+from stepping import batch_of, block_table, logits_in_chunks, new_cache
+from tiny_checkpoint import Config, v3_config, write_checkpoint
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 

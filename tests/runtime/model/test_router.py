@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoint import v2_lite_config, v3_config
 from torch import Tensor
 
 from deepseek_runtime.kernels.router import choose, route
 from deepseek_runtime.model.config import RouterConfig, parse_config
+from tiny_checkpoint import v2_lite_config, v3_config
 
 V3: RouterConfig = parse_config(v3_config(num_experts_per_tok=2)).router
 """8 experts in 4 groups, of which 2 are kept; 2 experts are chosen."""

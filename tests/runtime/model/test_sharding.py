@@ -5,11 +5,11 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoint import random_tensors, v2_lite_config, v3_config
 
 from deepseek_runtime.model.config import ModelConfig, parse_config
 from deepseek_runtime.model.parallelize import ParallelError, Shard
 from deepseek_runtime.model.sharding import Placement, is_known_surplus, parameters
+from tiny_checkpoint import random_tensors, v2_lite_config, v3_config
 
 SIZES = st.sampled_from([1, 2, 4, 8, 16])
 

@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from fake_model import EchoExecutor, write_tokenizer
 from torch import Tensor
 
 from deepseek_runtime.dist.group import Group
@@ -25,6 +24,7 @@ from deepseek_runtime.server.metrics import Metrics
 from deepseek_runtime.server.service import ServerState, Service
 from deepseek_runtime.text.template import ChatTemplate
 from deepseek_runtime.text.tokenizer import Tokenizer
+from fake_model import EchoExecutor, write_tokenizer
 
 
 class SlowEcho(EchoExecutor):

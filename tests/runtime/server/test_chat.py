@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+
 from fake_model import BOS
 
 

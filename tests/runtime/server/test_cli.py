@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_mirror import mirror
 
 from deepseek_runtime.settings import checkpoint_folder
+from hub_mirror import mirror
 
 COMMAND = [sys.executable, "-m", "deepseek_runtime.cli"]
 

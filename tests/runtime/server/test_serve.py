@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_model import write_tokenizer
-from tiny_checkpoint import v3_config, write_checkpoint
 
 from deepseek_runtime.server.local import open_local
 from deepseek_runtime.settings import Settings
+from fake_model import write_tokenizer
+from tiny_checkpoint import v3_config, write_checkpoint
 
 MODULE = [sys.executable, "-m", "deepseek_runtime.serve"]
 BODY: dict[str, Any] = {

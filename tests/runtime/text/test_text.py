@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_model import ASSISTANT, BOS, EOS, USER, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from deepseek_runtime.text.detokenizer import Detokenizer
 from deepseek_runtime.text.stops import StopMatcher
 from deepseek_runtime.text.template import ChatTemplate, TemplateRefusal
 from deepseek_runtime.text.tokenizer import CheckpointError, Tokenizer
+from fake_model import ASSISTANT, BOS, EOS, USER, write_tokenizer
 
 
 @pytest.fixture(scope="module")

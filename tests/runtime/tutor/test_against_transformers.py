@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from oracle import oracle
 
 from deepseek_runtime.dist.init import join_group
 from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
 from deepseek_runtime.weights.load import load_model
+from oracle import oracle
 from tutor_training.problems import held_out_problems
 
 TUTOR = Path(__file__).resolve().parents[3] / "runtime/deepseek_runtime/tutor"

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoint import dequantise, quantise
 from torch import Tensor
 
 from deepseek_runtime.kernels.fp8 import Fp8Weight, decode_e4m3, linear
 from deepseek_runtime.weights.fp8 import covering_blocks, to_fnuz
+from tiny_checkpoint import dequantise, quantise
 
 ALL_BYTES = torch.arange(256, dtype=torch.int16).to(torch.uint8)
 NAN_BYTES = (0x7F, 0xFF)

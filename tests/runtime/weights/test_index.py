@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from deepseek_runtime.weights.index import INDEX_NAME, CheckpointError, read_header
+from deepseek_runtime.weights.load import inspect
 from tiny_checkpoint import (
     Tensors,
     quantise_all,
@@ -15,9 +18,6 @@ from tiny_checkpoint import (
     write_checkpoint,
     write_tensors,
 )
-
-from deepseek_runtime.weights.index import INDEX_NAME, CheckpointError, read_header
-from deepseek_runtime.weights.load import inspect
 
 FIRST, SECOND = "model-00001-of-000002.safetensors", "model-00002-of-000002.safetensors"
 

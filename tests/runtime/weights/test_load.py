@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoint import Tensors, dequantise, dequantise_all, v3_config, write_checkpoint, write_tensors
 from torch import Tensor
 
 from deepseek_runtime.dist.group import Group
@@ -12,6 +11,7 @@ from deepseek_runtime.kernels.fp8 import Fp8Weight, Weight
 from deepseek_runtime.model.parallelize import Shard
 from deepseek_runtime.weights.index import CheckpointError
 from deepseek_runtime.weights.load import Target, inspect, load_model, plan_parts, read_weights
+from tiny_checkpoint import Tensors, dequantise, dequantise_all, v3_config, write_checkpoint, write_tensors
 
 CPU = torch.device("cpu")
 CONFIG = v3_config()

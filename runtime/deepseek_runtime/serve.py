@@ -83,7 +83,9 @@ class Front:
             names=names, health=health, metrics=Metrics(names[0]), request_timeout=settings.request_timeout
         )
         app = build_app(self._state, settings.api_key_folder)
-        self._http: HttpServer = HttpServer(app, bind(settings.host, settings.port))
+        listener = bind(settings.host, settings.port)
+        self._url = f"http://{settings.host}:{listener.getsockname()[1]}/v1"
+        self._http: HttpServer = HttpServer(app, listener)
         self._http.start()
 
     def open(self, engine: Engine, limits: Limits) -> None:
@@ -96,6 +98,7 @@ class Front:
             template=self._template,
             max_model_len=limits.max_model_len,
         )
+        logging.getLogger(__name__).info("serving %s at %s", ", ".join(self._state.names), self._url)
 
     def stop(self) -> None:
         """Let the last chunks out, and close."""

@@ -1,6 +1,5 @@
 """The chart installs what `manifests/base` installs, refuses unknown values, and its options do their work."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,21 +21,24 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def helm() -> str:
-    """Helm from PATH, or the one that the local cluster builds."""
-    if found := shutil.which("helm"):
+def _program(name: str, *build: str) -> str:
+    """A program from PATH, or the local cluster's own, built if need be."""
+    if found := shutil.which(name):
         return found
-    built = Layout.of_user().bin / "helm"
+    built = Layout.of_user().bin / name
     if not built.exists():
-        subprocess.run([REPOSITORY / "tests/cluster/cluster", "build", "helm"], check=True)
+        subprocess.run([REPOSITORY / "tests/cluster/cluster", "build", *build], check=True)
     return str(built)
 
 
 @pytest.fixture(scope="module")
+def helm() -> str:
+    return _program("helm", "helm")
+
+
+@pytest.fixture(scope="module")
 def kubectl() -> str:
-    """kubectl from PATH, or the one that the local cluster builds."""
-    return shutil.which("kubectl", path=os.pathsep.join([str(Layout.of_user().bin), os.environ["PATH"]])) or "kubectl"
+    return _program("kubectl")
 
 
 def _template(helm: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -71,6 +71,7 @@ def launch(layout: Layout, arguments: list[str], listener: int, environment: dic
         launcher.kill()
     if launcher.poll() is not None:
         raise ClusterError(f"New namespaces were refused: {(layout.logs / 'supervisor.log').read_text().strip()}")
+    launcher.returncode = 0  # it outlives this program on purpose; Popen would warn about a child left running
     return launcher.pid, int(children.read_text().split()[0])
 
 

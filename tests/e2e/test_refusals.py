@@ -18,17 +18,13 @@ def _refusal(deployment: Deployment, manifest: dict[str, Any]) -> str:
     return done.stderr
 
 
-def _changed(deployment: Deployment, **spec: Any) -> dict[str, Any]:
-    return deployment.manifest(**spec)
-
-
 @pytest.fixture
 def candidate(tutor: Deployment) -> Deployment:
     return Deployment(tutor.cluster, tutor.namespace, "candidate")
 
 
 def test_an_unknown_field_is_named(candidate: Deployment) -> None:
-    assert 'unknown field "spec.replicsa"' in _refusal(candidate, _changed(candidate, replicsa=2))
+    assert 'unknown field "spec.replicsa"' in _refusal(candidate, candidate.manifest(replicsa=2))
 
 
 def test_zero_nodes_are_refused(candidate: Deployment) -> None:

@@ -37,7 +37,7 @@ down: ## End the local Kubernetes and leave nothing but the cache
 crds: $(VENV)/.all ## Generate crds/ from the pydantic models
 	@$(PYTHON) -m deepseek_operator.api.crd --write crds
 
-tutor: $(VENV)/.all ## Train the tutor again from its seed (half an hour)
+tutor: $(VENV)/.all ## Train the tutor again from its seed (about 37 minutes)
 	PYTHONPATH=training $(PYTHON) -m tutor_training.train --out runtime/deepseek_runtime/tutor
 
 clean: ## Remove .venv and caches of this folder

@@ -16,16 +16,16 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "training"), str(REPOSITORY / "tests/support")]
 
-from tokenizers import Tokenizer  # noqa: E402
+from tokenizers import Tokenizer
 
-from deepseek_runtime.dist.init import join_group  # noqa: E402 (found through the line above)
-from deepseek_runtime.model.batch import StepBatch  # noqa: E402
-from deepseek_runtime.model.cache import LatentCache  # noqa: E402
-from deepseek_runtime.model.model import DeepSeekV3Model  # noqa: E402
-from deepseek_runtime.weights.load import load_model  # noqa: E402
-from oracle import oracle  # noqa: E402
-from tutor_training.evaluate import prompt  # noqa: E402
-from tutor_training.problems import Problem  # noqa: E402
+from deepseek_runtime.dist.init import join_group
+from deepseek_runtime.model.batch import StepBatch
+from deepseek_runtime.model.cache import LatentCache
+from deepseek_runtime.model.model import DeepSeekV3Model
+from deepseek_runtime.weights.load import load_model
+from oracle import oracle
+from tutor_training.evaluate import prompt
+from tutor_training.problems import Problem
 
 TUTOR = REPOSITORY / "runtime/deepseek_runtime/tutor"
 NEW_TOKENS = 48

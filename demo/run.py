@@ -13,10 +13,10 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "tests/support")]
 
-from display import Display  # noqa: E402
+from display import Display
 
-import stack  # noqa: E402 (found through the line above)
-from cluster_access import Cluster, ClusterAccessError, cluster_in_use  # noqa: E402
+import stack
+from cluster_access import Cluster, ClusterAccessError, cluster_in_use
 
 NAMESPACE = "dsv3-demo"
 NAME = "tutor"

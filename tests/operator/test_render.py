@@ -107,7 +107,8 @@ def test_objects_equal_their_goldens(made, name):
         if os.environ.get("UPDATE_GOLDENS"):
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-        assert yaml.safe_load(path.read_text()) == manifest, path.name
+        again = f"{path.name} differs; to write it anew: UPDATE_GOLDENS=1 pytest tests/operator/test_render.py"
+        assert yaml.safe_load(path.read_text()) == manifest, again
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -27,6 +27,7 @@ from tutor_training.problems import Dialogue, held_out_problems, training_dialog
 from tutor_training.vocabulary import encode_dialogue, learn_tokenizer
 
 IGNORED = -100
+_PADDING = 2  # id of the padding token, as in the real tokenizer
 LONGEST = 320
 _BUCKETS = 16
 
@@ -58,7 +59,7 @@ class Batch:
 def pad(rows: list[tuple[list[int], list[bool]]]) -> Batch:
     """Pad on the right: under a causal mask no real token ever sees the padding."""
     longest = max(len(ids) for ids, _ in rows)
-    padded = torch.full((len(rows), longest), 2)
+    padded = torch.full((len(rows), longest), _PADDING)
     targets = torch.full((len(rows), longest), IGNORED)
     for row, (ids, learned) in enumerate(rows):
         tokens = torch.tensor(ids)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from deepseek_runtime.engine.sampling import Sampled, SamplingParams
 from deepseek_runtime.engine.scheduler import Scheduler, Slot
-from deepseek_runtime.engine.sequence import FinishReason, Sampled, SamplingParams, Sequence
+from deepseek_runtime.engine.sequence import FinishReason, Sequence
 from deepseek_runtime.engine.step import Operation
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from deepseek_runtime.dist.group import Group
 from deepseek_runtime.dist.topology import TopologyError
 from deepseek_runtime.engine.engine import Broken, Engine, Event, Request, Token
 from deepseek_runtime.engine.runner import Runner
-from deepseek_runtime.engine.sequence import SamplingParams
+from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.engine.step import Operation
 from deepseek_runtime.health import Health, Heartbeat, Phase
 from deepseek_runtime.settings import StartupError

@@ -13,8 +13,8 @@ from typing import Protocol
 from torch import Tensor
 
 from deepseek_runtime.engine.sampler import sample
+from deepseek_runtime.engine.sampling import Sampled
 from deepseek_runtime.engine.scheduler import Slot
-from deepseek_runtime.engine.sequence import Sampled
 from deepseek_runtime.engine.step import Operation, SequencePlan, StepPlan
 
 

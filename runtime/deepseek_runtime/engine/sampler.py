@@ -14,7 +14,8 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from deepseek_runtime.engine.sequence import Sampled, Sequence
+from deepseek_runtime.engine.sampling import Sampled
+from deepseek_runtime.engine.sequence import Sequence
 
 
 @torch.inference_mode()

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 
 from deepseek_runtime.engine.engine import Broken, Event, RefusedError, Request, Token
-from deepseek_runtime.engine.sequence import FinishReason, Sampled, SamplingParams
+from deepseek_runtime.engine.sampling import Sampled, SamplingParams
+from deepseek_runtime.engine.sequence import FinishReason
 from deepseek_runtime.server.errors import ApiError, unavailable
 from deepseek_runtime.server.metrics import Metrics
 from deepseek_runtime.server.service import ServerState, Service

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepseek_runtime.engine.engine import Broken, Engine, Event, Request
-from deepseek_runtime.engine.sequence import SamplingParams
+from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.server.generation import Choice, Job
 from deepseek_runtime.settings import Settings
 from deepseek_runtime.text.template import ChatTemplate

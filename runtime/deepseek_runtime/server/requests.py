@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from deepseek_runtime.engine.sequence import SamplingParams
+from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.server.errors import ApiError, from_validation
 from deepseek_runtime.server.generation import Job
 from deepseek_runtime.server.schemas import ChatBody, CompletionBody, GenerationBody, Message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepseek_runtime.engine.sequence import Sampled
+from deepseek_runtime.engine.sampling import Sampled
 from deepseek_runtime.server.generation import Piece
 from deepseek_runtime.text.tokenizer import Tokenizer
 

@@ -10,8 +10,9 @@ import pytest
 from deepseek_runtime.engine.blocks import BlockManager
 from deepseek_runtime.engine.engine import Broken, Engine, Event, RefusedError, Request, Token
 from deepseek_runtime.engine.runner import Runner
+from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.engine.scheduler import Scheduler
-from deepseek_runtime.engine.sequence import FinishReason, SamplingParams
+from deepseek_runtime.engine.sequence import FinishReason
 from deepseek_runtime.engine.step import Operation, SequencePlan, StepPlan
 from fake_model import EchoExecutor, next_token
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from deepseek_runtime.engine.sampler import sample
-from deepseek_runtime.engine.sequence import SamplingParams, Sequence
+from deepseek_runtime.engine.sampling import SamplingParams
+from deepseek_runtime.engine.sequence import Sequence
 
 
 def row(generated: tuple[int, ...] = (), **params: Any) -> Sequence:

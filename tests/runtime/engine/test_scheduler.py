@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek_runtime.engine.blocks import BlockManager
+from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.engine.scheduler import Scheduler, Slot
-from deepseek_runtime.engine.sequence import FinishReason, SamplingParams, Sequence
+from deepseek_runtime.engine.sequence import FinishReason, Sequence
 
 
 def sequence(id_: int, prompt: int, max_tokens: int = 4) -> Sequence:

@@ -68,3 +68,9 @@ class _Softmax:
 
     def result(self) -> Tensor:
         return (self._sum / self._total).to(self._dtype)
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate the interleaved pairs (2i, 2i + 1) of x [..., R] by rotations that broadcast to [..., R / 2]."""
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from deepseek_runtime.dist.group import Group
-from deepseek_runtime.kernels.experts import SwiGLU
 from deepseek_runtime.kernels.fp8 import Weight
+from deepseek_runtime.kernels.interface import Expansion, Kernels, SwiGLU
 from deepseek_runtime.model.attention import Attention, AttentionWeights
 from deepseek_runtime.model.layers import DecoderLayer, MTPLayer
-from deepseek_runtime.model.moe import MoE
+from deepseek_runtime.model.moe import MoE, expert_slots
 from deepseek_runtime.model.parallelize import Shard
+from deepseek_runtime.model.rope import attention_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Assembler:
     shard: Shard
     weights: Mapping[str, Weight]
     group: Group
+    kernels: Kernels
 
     def dense(self, name: str) -> Tensor:
         """A tensor that is never FP8 in memory."""
@@ -36,11 +39,12 @@ class Assembler:
         prefix, config = f"model.layers.{index}", self.shard.config
         return DecoderLayer(
             input_norm=self.dense(f"{prefix}.input_layernorm.weight"),
-            attention=Attention(config, self._attention(f"{prefix}.self_attn")),
+            attention=Attention(config, self._attention(f"{prefix}.self_attn"), self.kernels),
             post_norm=self.dense(f"{prefix}.post_attention_layernorm.weight"),
-            feed_forward=self._swiglu(f"{prefix}.mlp") if config.is_dense(index) else self._moe(f"{prefix}.mlp"),
+            feed_forward=self._dense_mlp(f"{prefix}.mlp") if config.is_dense(index) else self._moe(f"{prefix}.mlp"),
             eps=config.rms_norm_eps,
             group=self.group,
+            kernels=self.kernels,
             reduce_attention=self.shard.splits_heads,
         )
 
@@ -52,7 +56,6 @@ class Assembler:
             projection=self.weights[f"{prefix}.eh_proj.weight"],
             layer=self.decoder_layer(index),
             head_norm=self.dense(f"{prefix}.shared_head.norm.weight"),
-            eps=self.shard.config.rms_norm_eps,
         )
 
     def _attention(self, prefix: str) -> AttentionWeights:
@@ -66,13 +69,15 @@ class Assembler:
             q_b=self.weights[f"{prefix}.{'q_b_proj' if has_rank else 'q_proj'}.weight"],
             kv_a=self.weights[f"{prefix}.kv_a_proj_with_mqa.weight"],
             kv_a_norm=self.dense(f"{prefix}.kv_a_layernorm.weight"),
-            w_uk_HNC=w_uk_HNC.contiguous(),
-            w_uv_HVC=w_uv_HVC.contiguous(),
+            expansion=Expansion(w_uk_HNC.contiguous(), w_uv_HVC.contiguous(), attention_scale(config)),
             o=self.weights[f"{prefix}.o_proj.weight"],
         )
 
     def _swiglu(self, prefix: str) -> SwiGLU:
         return SwiGLU(*(self.weights[f"{prefix}.{name}_proj.weight"] for name in ("gate", "up", "down")))
+
+    def _dense_mlp(self, prefix: str) -> Callable[[Tensor], Tensor]:
+        return partial(self.kernels.swiglu, weights=self._swiglu(prefix))
 
     def _moe(self, prefix: str) -> MoE:
         config = self.shard.config
@@ -81,7 +86,8 @@ class Assembler:
             gate_ED=self.dense(f"{prefix}.gate.weight"),
             bias_E=self.dense(f"{prefix}.gate.e_score_correction_bias") if config.router.has_bias else None,
             experts=self._swiglu(f"{prefix}.experts"),
-            first_expert=self.shard.experts.start,
+            slots_E=expert_slots(config.router.experts, self.shard.experts, self.dense("model.norm.weight").device),
             shared=self._swiglu(f"{prefix}.shared_experts") if config.num_shared_experts else None,
             group=self.group,
+            kernels=self.kernels,
         )

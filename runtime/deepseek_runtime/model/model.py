@@ -10,10 +10,11 @@ from torch.nn import functional
 
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.kernels.fp8 import Weight
-from deepseek_runtime.kernels.norm import rms_norm
+from deepseek_runtime.kernels.interface import Kernels
 from deepseek_runtime.model.assemble import Assembler
 from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
+from deepseek_runtime.model.layers import Stream
 from deepseek_runtime.model.parallelize import Shard
 from deepseek_runtime.model.rope import Rope
 from deepseek_runtime.model.step import Step, plan_step
@@ -25,9 +26,10 @@ class DeepSeekV3Model:
     absorb_up_to: int = 8
     """Longest query that takes the absorbed form: decoding and the verification of drafts."""
 
-    def __init__(self, shard: Shard, weights: Mapping[str, Weight], group: Group) -> None:
+    def __init__(self, shard: Shard, weights: Mapping[str, Weight], group: Group, kernels: Kernels) -> None:
         self.config = shard.config
-        parts = Assembler(shard, weights, group)
+        self._kernels = kernels
+        parts = Assembler(shard, weights, group, kernels)
         self._embedding = parts.dense("model.embed_tokens.weight")
         self._layers = [parts.decoder_layer(index) for index in range(self.config.num_layers)]
         self._mtp = parts.mtp_layer(self.config.num_layers) if self.config.num_mtp_layers else None
@@ -51,14 +53,15 @@ class DeepSeekV3Model:
         if not len(x_TD):
             return x_TD
         step = self._plan(batch, cache)
+        stream = Stream(x_TD)
         for index, layer in enumerate(self._layers):
-            x_TD = layer(x_TD, step, cache.layer(index))
-        return rms_norm(x_TD, self._norm, self.config.rms_norm_eps)
+            stream = layer(stream, step, cache.layer(index))
+        return stream.normed(self._kernels, self._norm, self.config.rms_norm_eps)[1]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] float32 of hidden states [N, D]. Ids above the tokenizer's last are only padding."""
-        return functional.linear(hidden, self._head).float()
+        return self._kernels.linear(hidden, self._head).float()
 
     @torch.inference_mode()
     def draft_hidden(self, hidden: Tensor, next_token_ids: Tensor, batch: StepBatch, cache: LatentCache) -> Tensor:

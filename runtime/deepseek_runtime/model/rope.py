@@ -52,9 +52,3 @@ class Rope:
         """[T, R / 2] complex64."""
         angles = positions_T.float().unsqueeze(1) * self._frequencies
         return torch.polar(torch.full_like(angles, self._scale), angles)
-
-
-def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Rotate the interleaved pairs (2i, 2i + 1) of x [..., R] by rotations that broadcast to [..., R / 2]."""
-    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)

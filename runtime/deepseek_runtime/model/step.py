@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,11 +15,30 @@ from deepseek_runtime.model.batch import StepBatch
 @dataclass(frozen=True)
 class Absorbed:
     """Sequences with few new tokens, padded into one batch. Padding repeats a sequence's last token, so results of
-    repeated tokens are equal and may all be written back."""
+    repeated tokens are equal and may all be written back.
+
+    `tokens_BQ` are rows of the step, each of which sees the first `lengths_BQ` positions of its sequence; position p
+    lies in slot `blocks_BP[b, p // block_size] * block_size + p % block_size`. `context` is the longest length.
+    """
 
     tokens_BQ: Tensor
-    slots_BS: Tensor
-    visible_BQS: Tensor
+    lengths_BQ: Tensor
+    blocks_BP: Tensor
+    block_size: int
+    context: int
+    covers_step: bool
+    """Whether `tokens_BQ` is every token of the step in its order."""
+
+    @cached_property
+    def slots_BS(self) -> Tensor:
+        """Slot of every position; what lies behind a sequence's length is any slot."""
+        return _spread(self.blocks_BP, self.block_size)[:, : self.context]
+
+    @cached_property
+    def visible_BQS(self) -> Tensor:
+        """Which positions a token sees."""
+        positions = torch.arange(self.context, device=self.lengths_BQ.device)
+        return positions < self.lengths_BQ.unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -31,7 +52,7 @@ class Expanded:
 
 @dataclass(frozen=True)
 class Step:
-    """`slots_T` is where the latents of the step's tokens go."""
+    """`slots_T` is where the latents of the step's tokens go, `rotations_T` [T, R / 2] complex64 their positions'."""
 
     slots_T: Tensor
     rotations_T: Tensor
@@ -41,37 +62,48 @@ class Step:
 
 def plan_step(batch: StepBatch, rotations_T: Tensor, block_size: int, absorb_up_to: int) -> Step:
     """Lay out a step; sequences of at most `absorb_up_to` new tokens take the absorbed form of attention."""
+    blocks_BP = _padded(batch.block_tables)
+    starts = list(accumulate(batch.query_lens, initial=0))
+    sequence_T = torch.repeat_interleave(torch.tensor(batch.query_lens))
     device = batch.positions.device
-    slots_BS = _slots(batch.block_tables, block_size).to(device)
-    starts = [0]
-    for length in batch.query_lens:
-        starts.append(starts[-1] + length)
-    sequence_T = torch.repeat_interleave(torch.tensor(batch.query_lens)).to(device)
+    blocks_BP, sequence_T = blocks_BP.to(device), sequence_T.to(device)
     few = [b for b, length in enumerate(batch.query_lens) if 0 < length <= absorb_up_to]
     many = [b for b, length in enumerate(batch.query_lens) if length > absorb_up_to]
+    block_T = blocks_BP[sequence_T, batch.positions // block_size]
     return Step(
-        slots_T=slots_BS[sequence_T, batch.positions],
+        slots_T=block_T * block_size + batch.positions % block_size,
         rotations_T=rotations_T,
-        absorbed=_absorbed(batch, starts, slots_BS, few) if few else None,
-        expanded=[
-            Expanded(starts[b], starts[b + 1], slots_BS[b, : batch.context_lens[b] + batch.query_lens[b]]) for b in many
-        ],
+        absorbed=_absorbed(batch, starts, blocks_BP, few, block_size) if few else None,
+        expanded=[_expanded(batch, starts[b], b, blocks_BP[b], block_size) for b in many],
     )
 
 
-def _slots(block_tables: list[list[int]], block_size: int) -> Tensor:
-    """Slot of every position of every sequence [B, longest table · block size]; what lies behind a table is slot 0.."""
-    longest = max(map(len, block_tables))
-    padded = torch.tensor([table + [0] * (longest - len(table)) for table in block_tables], dtype=torch.int64)
-    return (padded.unsqueeze(-1) * block_size + torch.arange(block_size)).flatten(1)
+def _padded(tables: list[list[int]]) -> Tensor:
+    """Block tables [B, P], padded with block 0."""
+    longest = max(map(len, tables))
+    return torch.tensor([table + [0] * (longest - len(table)) for table in tables], dtype=torch.int64)
 
 
-def _absorbed(batch: StepBatch, starts: list[int], slots_BS: Tensor, few: list[int]) -> Absorbed:
-    device = slots_BS.device
+def _spread(blocks: Tensor, block_size: int) -> Tensor:
+    """Slots [..., P · block size] of blocks [..., P]."""
+    return (blocks.unsqueeze(-1) * block_size + torch.arange(block_size, device=blocks.device)).flatten(-2)
+
+
+def _absorbed(batch: StepBatch, starts: list[int], blocks_BP: Tensor, few: list[int], block_size: int) -> Absorbed:
+    device = blocks_BP.device
     queries = max(batch.query_lens[b] for b in few)
-    context = max(batch.context_lens[b] + batch.query_lens[b] for b in few)
     tokens = [[starts[b] + min(q, batch.query_lens[b] - 1) for q in range(queries)] for b in few]
     tokens_BQ = torch.tensor(tokens, device=device)
-    rows = slots_BS if len(few) == len(starts) - 1 else slots_BS[torch.tensor(few, device=device)]
-    visible_BQS = torch.arange(context, device=device) <= batch.positions[tokens_BQ].unsqueeze(-1)
-    return Absorbed(tokens_BQ, rows[:, :context], visible_BQS)
+    return Absorbed(
+        tokens_BQ=tokens_BQ,
+        lengths_BQ=batch.positions[tokens_BQ] + 1,
+        blocks_BP=blocks_BP if len(few) == len(blocks_BP) else blocks_BP[torch.tensor(few, device=device)],
+        block_size=block_size,
+        context=max(batch.context_lens[b] + batch.query_lens[b] for b in few),
+        covers_step=len(few) == len(blocks_BP) and all(length == queries for length in batch.query_lens),
+    )
+
+
+def _expanded(batch: StepBatch, start: int, index: int, blocks_P: Tensor, block_size: int) -> Expanded:
+    length = batch.query_lens[index]
+    return Expanded(start, start + length, _spread(blocks_P, block_size)[: batch.context_lens[index] + length])

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deepseek_runtime.dist.group import Group
+from deepseek_runtime.kernels.choose import choose_kernels
 from deepseek_runtime.kernels.fp8 import Fp8Weight, Weight
 from deepseek_runtime.model.config import ConfigError, ModelConfig, load_config
 from deepseek_runtime.model.model import DeepSeekV3Model
@@ -70,7 +71,7 @@ def load_model(
     except (ConfigError, ParallelError) as error:
         raise CheckpointError(str(error)) from error
     weights = read_weights(plan_parts(shard, index), shard, Target(device, dtype), on_progress)
-    return DeepSeekV3Model(shard, weights, group)
+    return DeepSeekV3Model(shard, weights, group, choose_kernels(device, dtype))
 
 
 def inspect(path: Path) -> tuple[ModelConfig, Index]:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from deepseek_runtime.kernels.mla import rotate
 from deepseek_runtime.model.config import parse_config
-from deepseek_runtime.model.rope import Rope, attention_scale, inverse_frequencies, rotate, table_scale
+from deepseek_runtime.model.rope import Rope, attention_scale, inverse_frequencies, table_scale
 from tiny_checkpoint import v2_lite_config, v3_config
 
 REAL_HEADS = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}

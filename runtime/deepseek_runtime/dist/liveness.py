@@ -1,7 +1,8 @@
 """Every rank notices within seconds that another one died, whatever the model or a collective is doing.
 
 Each rank holds one TCP connection to rank 0 and sends a sign of life over it. A closed connection or silence means
-death; rank 0 tells the others. Threads and sockets only: no torch, so it works while torch hangs.
+death; rank 0 tells the others. With the sign of life comes how far the rank has got, so that rank 0 can also name one
+that lives but stalls. Threads and sockets only: no torch, so it works while torch hangs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from deepseek_runtime.dist.line import Line
+from deepseek_runtime.dist.progress import Progress, StallWatch
 from deepseek_runtime.dist.topology import Topology
 
 OnLost = Callable[[int, str], None]
@@ -53,11 +55,20 @@ class Liveness:
     `on_lost(rank, reason)` is called on the watch's thread for the first death; the watch then ends, as the group does.
     """
 
-    def __init__(self, topology: Topology, store: Store, on_lost: OnLost, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        store: Store,
+        on_lost: OnLost,
+        limits: Limits | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         self._topology = topology
         self._store = store
         self._on_lost = on_lost
         self._limits = limits or Limits()
+        self._progress = progress or Progress()
+        self._stall_watch: StallWatch | None = None
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
         self._token = ""
@@ -76,6 +87,10 @@ class Liveness:
         else:
             self._connect()
         self._thread.start()
+
+    def expect_progress(self, within: float) -> None:
+        """On rank 0: from now on a group without any exchange for so many seconds is stalled, and so lost."""
+        self._stall_watch = StallWatch(within, time.monotonic())
 
     def close(self) -> None:
         """Say goodbye, so that the others do not take the end of this connection for a death."""
@@ -112,7 +127,7 @@ class Liveness:
                 self._receive(self._limits.interval / 4)
                 now = time.monotonic()
                 if now >= next_beat:
-                    self._tell("alive")
+                    self._tell("alive", str(self._progress.count))
                     next_beat = now + self._limits.interval
                 # Judged only after reading: signs of life that came while this process itself was held up still count.
                 self._judge(now, started)
@@ -156,6 +171,8 @@ class Liveness:
         match message:
             case ["hello", token, number] if line in self._strangers:
                 self._admit(line, token, number)
+            case ["alive", count] if rank is not None and self._stall_watch:
+                self._stall_watch.observe(rank, int(count), line.heard_at)
             case ["bye"] if rank is not None:
                 self._drop(line)
             case ["lost", number, reason] if rank == 0:
@@ -179,6 +196,10 @@ class Liveness:
             self._drop(line)
         if self._awaited and now - started > self._limits.arrival:
             raise _LostError(min(self._awaited), f"it did not connect within {self._limits.arrival:g} s")
+        if self._stall_watch:
+            self._stall_watch.observe(self._topology.rank, self._progress.count, now)
+            if verdict := self._stall_watch.verdict(now):
+                raise _LostError(*verdict)
 
     def _tell(self, *words: str) -> None:
         for line in self._peers.values():
@@ -196,8 +217,7 @@ class Liveness:
             self._receive_until(lambda: not self._awaited)
             self._tell("bye")
         else:
-            if lost.rank in self._peers:
-                self._drop(self._peers[lost.rank])
+            # Also to the lost one: a rank that only stalls reads it and ends with the same sentence.
             self._tell("lost", str(lost.rank), lost.reason)
         self._part()
         for line in (*self._peers.values(), *self._strangers):

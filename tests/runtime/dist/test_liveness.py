@@ -104,6 +104,16 @@ def test_a_frozen_rank_is_noticed_by_its_silence(start: Start, frozen: int) -> N
     assert time.monotonic() - frozen_at < 5
 
 
+def test_a_rank_that_lives_but_does_not_enter_the_exchange_is_named_to_every_rank(start: Start) -> None:
+    first, second, third = start(0, 1, 2, size=3, silence=1)
+    for rank in (first, third):
+        rank.tell("enter")
+        assert rank.hear() == "inside"
+    first.tell("expect 1")
+    for rank in (first, second, third):
+        assert rank.hear().startswith("lost 1 it stalls: rank 1 is before exchange 1 for 1 s, which ranks 0, 2 wait")
+
+
 def test_the_goodbye_of_a_worker_is_not_taken_for_a_death(start: Start) -> None:
     first, second, third = start(0, 1, 2, size=3, silence=2)
     second.tell("bye")

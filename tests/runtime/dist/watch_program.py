@@ -1,7 +1,8 @@
 """One rank that only watches: `python watch_program.py RANK WORLD_SIZE FOLDER SILENCE ARRIVAL`.
 
 It prints "watching", then "lost RANK REASON" when told of a death. Lines on its input: "bye" leaves, "wait S" prints
-"quiet" unless a death is reported within S seconds. The store is a folder, so that torch is not needed.
+"quiet" unless a death is reported within S seconds, "enter" enters an exchange, "expect S" expects progress within S.
+The store is a folder, so that torch is not needed.
 """
 
 import sys
@@ -9,6 +10,7 @@ import threading
 from pathlib import Path
 
 from deepseek_runtime.dist.liveness import Limits, Liveness
+from deepseek_runtime.dist.progress import Progress
 from deepseek_runtime.dist.topology import Topology
 
 
@@ -44,7 +46,8 @@ def main() -> None:
 
     topology = Topology(int(rank), int(size), int(rank), int(size))
     limits = Limits(interval=float(silence) / 5, silence=float(silence), arrival=float(arrival))
-    liveness = Liveness(topology, FolderStore(Path(folder)), on_lost, limits)
+    progress = Progress()
+    liveness = Liveness(topology, FolderStore(Path(folder)), on_lost, limits, progress)
     liveness.start()
     say("watching")
     for line in sys.stdin:
@@ -52,6 +55,11 @@ def main() -> None:
             case ["wait", seconds]:
                 if not lost.wait(float(seconds)):
                     say("quiet")
+            case ["enter"]:
+                progress.__enter__()
+                say("inside")
+            case ["expect", seconds]:
+                liveness.expect_progress(float(seconds))
             case ["bye"]:
                 liveness.close()
                 say("left")

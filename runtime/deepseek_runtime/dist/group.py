@@ -28,6 +28,34 @@ class Group:
         """Sum a tensor over the ranks; it may be overwritten. Every rank gets the same bits."""
         return tensor
 
+    def start_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin `all_reduce_sum`; what is returned waits for the result, so that work can go on meanwhile."""
+        return lambda: tensor
+
+    def all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Exchange rows of any shape: the first `sent[0]` go to rank 0, the next `sent[1]` to rank 1, and so on.
+
+        The result holds `received[r]` rows of each rank r, in the order of ranks. Every rank takes part, also without
+        rows; what one sends another must expect.
+        """
+        return rows
+
+    def start_all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Callable[[], Tensor]:
+        """Begin `all_to_all`; `rows` stay untouched until what is returned has waited for the result."""
+        return lambda: rows
+
+    def exchange_counts(self, counts_W: Tensor) -> tuple[list[int], list[int]]:
+        """What this rank announces to each rank, as a list, and what each announces to it."""
+        own: list[int] = counts_W.tolist()
+        return own, own
+
+    def gather_rows(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """All ranks' rows on rank 0, in the order of ranks; the others get their own back.
+
+        `counts` is the number of rows of each rank, known to all of them; with rows on rank 0 only nothing is sent.
+        """
+        return rows
+
     def broadcast_ints(self, values: list[int] | None) -> list[int]:
         """Rank 0's list, on every rank; the others pass None and sleep until it comes."""
         assert values is not None, "rank 0 gives the values"
@@ -68,6 +96,33 @@ class ProcessGroup(Group):
             dist.all_reduce(tensor)
         return tensor
 
+    def start_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
+        if not tensor.numel():
+            return lambda: tensor
+        return _result(dist.all_reduce(tensor, async_op=True), tensor)
+
+    def all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        return self.start_all_to_all(rows, sent, received)()
+
+    def start_all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Callable[[], Tensor]:
+        result = rows.new_empty((sum(received), *rows.shape[1:]))
+        return _result(dist.all_to_all_single(result, rows.contiguous(), received, sent, async_op=True), result)
+
+    def exchange_counts(self, counts_W: Tensor) -> tuple[list[int], list[int]]:
+        announced = torch.empty_like(counts_W)
+        dist.all_to_all_single(announced, counts_W)
+        own, others = torch.stack((counts_W, announced)).tolist()
+        return own, others
+
+    def gather_rows(self, rows: Tensor, counts: list[int]) -> Tensor:
+        if not any(counts[1:]):
+            return rows
+        elsewhere = [0] * (self.world_size - 1)
+        gathered = self.all_to_all(
+            rows, [counts[self.rank], *elsewhere], counts if self.rank == 0 else [0] * self.world_size
+        )
+        return gathered if self.rank == 0 else rows
+
     def broadcast_ints(self, values: list[int] | None) -> list[int]:
         room = self.HEADER - 1
         if self.rank == 0:
@@ -96,6 +151,16 @@ class ProcessGroup(Group):
         if self._liveness:
             self._liveness.close()
         dist.destroy_process_group()
+
+
+def _result(work: dist.Work, tensor: Tensor) -> Callable[[], Tensor]:
+    """Wait for a collective, then hand out what it fills."""
+
+    def finish() -> Tensor:
+        work.wait()
+        return tensor
+
+    return finish
 
 
 def _broadcast(tensor: Tensor) -> list[int]:

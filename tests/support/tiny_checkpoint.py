@@ -18,7 +18,7 @@ BLOCK = 128
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]
 
-_YARN = {
+YARN = {
     "type": "yarn",
     "factor": 40,
     "original_max_position_embeddings": 4096,
@@ -60,7 +60,7 @@ _CONFIG: Config = {
     "tie_word_embeddings": False,
     "max_position_embeddings": 163840,
     "rope_theta": 10000,
-    "rope_scaling": _YARN,
+    "rope_scaling": YARN,
     "bos_token_id": 0,
     "eos_token_id": 1,
     "torch_dtype": "bfloat16",
@@ -77,7 +77,41 @@ _V2_LITE: Config = {
     "scoring_func": "softmax",
     "norm_topk_prob": False,
     "routed_scaling_factor": 1.0,
-    "rope_scaling": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+}
+_V2: Config = {
+    **_V2_LITE,
+    "q_lora_rank": 96,
+    "n_group": 4,
+    "topk_group": 2,
+    "topk_method": "group_limited_greedy",
+    "routed_scaling_factor": 16.0,
+}
+_KIMI_K2: Config = {
+    "model_type": "kimi_k2",
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "n_routed_experts": 24,
+    "num_experts_per_tok": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.827,
+    "num_nextn_predict_layers": 0,
+    "max_position_embeddings": 131072,
+    "rope_theta": 50000.0,
+    "rope_scaling": {**YARN, "factor": 32.0, "beta_fast": 1.0, "beta_slow": 1.0},
+}
+_MOONLIGHT: Config = {
+    "q_lora_rank": None,
+    "n_shared_experts": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.446,
+    "num_nextn_predict_layers": 0,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 8192,
+    "rope_theta": 50000.0,
+    "rope_scaling": None,
 }
 QUANTISATION = {
     "quant_method": "fp8",
@@ -95,6 +129,21 @@ def v3_config(**changes: Any) -> Config:
 def v2_lite_config(**changes: Any) -> Config:
     """A raw `config.json` of V2-Lite's kind: no query compression, softmax router, no groups, no MTP."""
     return {**_CONFIG, **_V2_LITE, **changes}
+
+
+def v2_config(**changes: Any) -> Config:
+    """A raw `config.json` of V2's kind: groups that count by their best expert, scale 16."""
+    return {**_CONFIG, **_V2, **changes}
+
+
+def kimi_k2_config(**changes: Any) -> Config:
+    """A raw `config.json` of Kimi-K2's kind: a type of its own, many experts, no groups, a YaRN ramp of one pair."""
+    return {**_CONFIG, **_KIMI_K2, **changes}
+
+
+def moonlight_config(**changes: Any) -> Config:
+    """A raw `config.json` of Moonlight's kind: no query compression, no groups, no YaRN, another epsilon."""
+    return {**_CONFIG, **_MOONLIGHT, **changes}
 
 
 def write_checkpoint(folder: Path, config: Config, *, seed: int = 0, fp8: bool = False) -> Tensors:

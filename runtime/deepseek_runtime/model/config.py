@@ -1,24 +1,24 @@
 """What `config.json` says about the maths, read raw: old and new field names, defaults of the hub's own code.
 
-A field that would change the maths in a way that is not built is refused by name; all others are ignored.
+Every field that changes the maths is followed, or refused by name where its value is not what is computed here; so is
+one on which the public implementations disagree. All others (dropout, auxiliary losses, training, names) are ignored.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-Json = Mapping[str, Any]
+from deepseek_runtime.model.fields import ConfigError as ConfigError
+from deepseek_runtime.model.fields import Fields, Json, Values
 
-ARCHITECTURES = {"DeepseekV3ForCausalLM": "deepseek_v3", "DeepseekV2ForCausalLM": "deepseek_v2"}
-TOPK_METHODS = {"noaux_tc", "greedy", "group_limited_greedy"}
+Family = Literal["v3", "v2"]
 
-
-class ConfigError(ValueError):
-    """A `config.json` that this runtime cannot follow; the message names the field and says what it may be."""
+ARCHITECTURES: dict[str, Family] = {"DeepseekV3ForCausalLM": "v3", "DeepseekV2ForCausalLM": "v2"}
+"""Moonlight and Kimi-K2 call themselves DeepseekV3ForCausalLM."""
+MODEL_TYPES: dict[str, Family] = {"deepseek_v3": "v3", "kimi_k2": "v3", "deepseek_v2": "v2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,131 +104,206 @@ def load_config(path: Path) -> ModelConfig:
     return parse_config(raw)
 
 
-def parse_config(raw: Json) -> ModelConfig:
+def parse_config(raw: object) -> ModelConfig:
     """The typed form of a raw `config.json`; ConfigError names what is missing or cannot be followed."""
-    _refuse_unknown_maths(raw)
-    try:
-        config = _model(raw)
-    except KeyError as error:
-        raise ConfigError(f"config.json: {error.args[0]} is missing") from None
-    _check_routing(config.router)
+    given = Fields(raw, "config.json")
+    family = _family(given)
+    fields = given.with_defaults(_DEFAULTS[family])
+    fields.demand(_COMPUTED | _COMPUTED_BY_FAMILY[family])
+    config = _model(fields, family)
+    _check_shape(config)
     return config
 
 
-def _model(raw: Json) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
-        num_dense_layers=min(raw.get("first_k_dense_replace", 0), raw["num_hidden_layers"]),
-        num_mtp_layers=raw.get("num_nextn_predict_layers") or 0,
-        num_heads=raw["num_attention_heads"],
-        q_lora_rank=raw.get("q_lora_rank") or None,
-        kv_lora_rank=raw["kv_lora_rank"],
-        qk_nope_head_dim=raw["qk_nope_head_dim"],
-        qk_rope_head_dim=raw["qk_rope_head_dim"],
-        v_head_dim=raw["v_head_dim"],
-        intermediate_size=raw["intermediate_size"],
-        moe_intermediate_size=raw["moe_intermediate_size"],
-        num_shared_experts=raw.get("n_shared_experts") or 0,
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        max_position=raw["max_position_embeddings"],
-        rope=_rope(raw),
-        router=_router(raw),
-        fp8_block=_fp8_block(raw.get("quantization_config")),
-    )
+# What the hub's own configuration classes assume where a field is absent. The MTP layer is no part of a model's
+# answer, so without a word about it there is none.
+_DEFAULTS: dict[Family, Json] = {
+    "v3": {
+        "q_lora_rank": 1536,
+        "first_k_dense_replace": 3,
+        "n_shared_experts": 1,
+        "n_group": 8,
+        "topk_group": 4,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+    },
+    "v2": {
+        "q_lora_rank": 1536,
+        "first_k_dense_replace": 0,
+        "n_shared_experts": 2,
+        "topk_method": "greedy",
+        "scoring_func": "softmax",
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.0,
+    },
+}
+# The only values computed here of fields that change the maths; None stands for an absent field or null.
+_COMPUTED: dict[str, Values] = {
+    "hidden_act": ("silu", None),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "tie_word_embeddings": (False, None),
+    "moe_layer_freq": (1, None),
+    "mlp_layer_types": (None,),
+    "layer_types": (None,),
+    "num_nextn_predict_layers": (0, 1, None),
+    "index_topk": (None,),
+    "sliding_window": (None,),
+    "rope_interleave": (True, None),
+    "partial_rotary_factor": (1, None),
+    "original_max_position_embeddings": (None,),  # transformers lets it overrule the one in rope_scaling
+}
+_COMPUTED_BY_FAMILY: dict[Family, dict[str, Values]] = {
+    "v3": {"scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
+    # With norm_topk_prob DeepSeek's own code for V2 normalises and leaves routed_scaling_factor out, vLLM does both,
+    # transformers scales and ignores the field. No published checkpoint sets it, so none of the three can be checked.
+    "v2": {
+        "scoring_func": ("softmax",),
+        "topk_method": ("greedy", "group_limited_greedy"),
+        "norm_topk_prob": (False, None),
+    },
+}
+_COMPUTED_ROPE: dict[str, Values] = {
+    "truncate": (True, None),
+    "attention_factor": (None,),
+    "partial_rotary_factor": (1, None),
+}
+# Layers that stay unquantised (modules_to_not_convert, ignored_layers) need no field: each tensor's own type tells.
+# scale_fmt ue8m0 restricts scales to powers of two; they multiply like any other.
+_COMPUTED_FP8: dict[str, Values] = {
+    "quant_method": ("fp8",),
+    "fmt": ("e4m3", None),
+    "activation_scheme": ("dynamic", None),
+    "scale_fmt": ("ue8m0", None),
+}
 
 
-def _refuse_unknown_maths(raw: Json) -> None:
-    architecture = (raw.get("architectures") or ["none"])[0]
-    known = architecture in ARCHITECTURES or (
-        architecture == "none" and raw.get("model_type") in ARCHITECTURES.values()
-    )
-    if not known:
+def _family(fields: Fields) -> Family:
+    """By `architectures`; `model_type` counts where that is absent, and must not contradict it."""
+    named, kind = fields.get("architectures"), str(fields.get("model_type"))
+    if not named:
+        if kind not in MODEL_TYPES:
+            known = ", ".join(MODEL_TYPES)
+            raise ConfigError(f"config.json: without architectures, model_type is {kind}, known are {known}")
+        return MODEL_TYPES[kind]
+    architecture = str(named[0] if isinstance(named, list) else named)
+    if architecture not in ARCHITECTURES:
         raise ConfigError(f"config.json: architectures is {architecture}, known are {', '.join(ARCHITECTURES)}")
-    fixed: dict[str, tuple[Any, ...]] = {
-        "hidden_act": ("silu",),
-        "attention_bias": (False, None),
-        "mlp_bias": (False, None),
-        "tie_word_embeddings": (False, None),
-        "moe_layer_freq": (1,),
-        "rope_interleave": (True,),
-        "num_nextn_predict_layers": (0, 1, None),
-        "index_topk": (None,),
-        "sliding_window": (None,),
-    }
-    for field, allowed in fixed.items():
-        if field in raw and raw[field] not in allowed:
-            shown = " or ".join(json.dumps(value) for value in allowed if value is not None) or "absent"
-            raise ConfigError(f"config.json: {field} is {json.dumps(raw[field])}, this runtime computes only {shown}")
+    family = ARCHITECTURES[architecture]
+    if MODEL_TYPES.get(kind, family) != family:
+        raise ConfigError(f"config.json: model_type is {kind}, which contradicts architectures {architecture}")
+    return family
 
 
-def _rope(raw: Json) -> RopeConfig:
-    new = raw.get("rope_parameters") or {}
-    fields = new or raw.get("rope_scaling") or {}
-    name = "rope_parameters" if new else "rope_scaling"
-    theta = float(new.get("rope_theta") or raw.get("rope_theta", 10000.0))
-    kind = fields.get("rope_type") or fields.get("type") or "default"
+def _model(fields: Fields, family: Family) -> ModelConfig:
+    num_layers = fields.whole("num_hidden_layers")
+    return ModelConfig(
+        vocab_size=fields.whole("vocab_size"),
+        hidden_size=fields.whole("hidden_size"),
+        num_layers=num_layers,
+        num_dense_layers=min(fields.whole_or_zero("first_k_dense_replace"), num_layers),
+        num_mtp_layers=fields.whole_or_zero("num_nextn_predict_layers"),
+        num_heads=fields.whole("num_attention_heads"),
+        q_lora_rank=fields.whole_or_zero("q_lora_rank") or None,
+        kv_lora_rank=fields.whole("kv_lora_rank"),
+        qk_nope_head_dim=fields.whole("qk_nope_head_dim"),
+        qk_rope_head_dim=fields.whole("qk_rope_head_dim"),
+        v_head_dim=fields.whole("v_head_dim"),
+        intermediate_size=fields.whole("intermediate_size"),
+        moe_intermediate_size=fields.whole("moe_intermediate_size"),
+        num_shared_experts=fields.whole_or_zero("n_shared_experts"),
+        rms_norm_eps=fields.real("rms_norm_eps", 1e-6),
+        max_position=fields.whole("max_position_embeddings"),
+        rope=_rope(fields),
+        router=_router(fields, family),
+        fp8_block=_fp8_block(fields),
+    )
+
+
+def _rope(fields: Fields) -> RopeConfig:
+    """transformers 5 writes everything into `rope_parameters`, all others `rope_theta` and `rope_scaling`."""
+    theta = fields.real("rope_theta", 10000.0)
+    found = [
+        _rope_section(section, section.real("rope_theta", theta))
+        for name in ("rope_parameters", "rope_scaling")
+        if (section := fields.section(name))
+    ]
+    if len(set(found)) > 1:
+        raise ConfigError("config.json: rope_parameters and rope_scaling disagree; keep the one that is right")
+    return found[0] if found else RopeConfig(theta)
+
+
+def _rope_section(section: Fields, theta: float) -> RopeConfig:
+    kind = section.get("rope_type") or section.get("type") or "default"
+    if kind not in ("default", "yarn"):
+        raise ConfigError(f"{section.of('type')} is {kind}, known are yarn and default")
+    section.demand(_COMPUTED_ROPE)
     if kind == "default":
         return RopeConfig(theta)
-    if kind != "yarn":
-        raise ConfigError(f"config.json: {name}.type is {kind}, known are yarn and default")
-    for field, allowed in {"truncate": (True,), "attention_factor": (None,)}.items():
-        if field in fields and fields[field] not in allowed:
-            raise ConfigError(f"config.json: {name}.{field} is {json.dumps(fields[field])}, which is not built")
-    # Some checkpoints write these as integers.
+    mscale, mscale_all_dim = _mscales(section)
     return RopeConfig(
         theta=theta,
-        factor=float(fields["factor"]),
-        original_max_position=int(fields["original_max_position_embeddings"]),
-        beta_fast=float(fields.get("beta_fast") or 32),
-        beta_slow=float(fields.get("beta_slow") or 1),
-        mscale=float(fields.get("mscale") or 1),
-        mscale_all_dim=float(fields.get("mscale_all_dim") or 0),
+        factor=section.real("factor"),
+        original_max_position=section.whole("original_max_position_embeddings"),
+        beta_fast=section.real("beta_fast", 32.0),
+        beta_slow=section.real("beta_slow", 1.0),
+        mscale=mscale,
+        mscale_all_dim=mscale_all_dim,
     )
 
 
-def _router(raw: Json) -> RouterConfig:
-    is_v3 = raw.get("model_type") == "deepseek_v3" or "DeepseekV3ForCausalLM" in (raw.get("architectures") or ())
-    scoring = raw.get("scoring_func", "sigmoid" if is_v3 else "softmax")
-    method = raw.get("topk_method", "noaux_tc" if is_v3 else "greedy")
-    if scoring not in ("sigmoid", "softmax"):
-        raise ConfigError(f"config.json: scoring_func is {scoring}, known are sigmoid and softmax")
-    if method not in TOPK_METHODS:
-        raise ConfigError(f"config.json: topk_method is {method}, known are {', '.join(sorted(TOPK_METHODS))}")
-    grouped = method != "greedy"
+def _mscales(section: Fields) -> tuple[float, float]:
+    """Both, or at most an `mscale` of 1: for all else DeepSeek's own code and transformers compute different tables."""
+    mscale, all_dim = section.get("mscale"), section.get("mscale_all_dim")
+    if all_dim and mscale:
+        return section.real("mscale"), section.real("mscale_all_dim")
+    if not all_dim and mscale in (None, 1):
+        return 1.0, 0.0
+    raise ConfigError(
+        f"{section.of('mscale')} is {json.dumps(mscale)} and mscale_all_dim is {json.dumps(all_dim)}; "
+        "public implementations disagree on one without the other, give both"
+    )
+
+
+def _router(fields: Fields, family: Family) -> RouterConfig:
+    grouped = fields.get("topk_method") != "greedy"
     return RouterConfig(
-        scoring=scoring,
-        experts=raw["n_routed_experts"],
-        chosen=raw["num_experts_per_tok"],
-        groups=(raw.get("n_group") or 1) if grouped else 1,
-        chosen_groups=(raw.get("topk_group") or 1) if grouped else 1,
-        group_score="top2_sum" if method == "noaux_tc" else "max",
-        has_bias=method == "noaux_tc",
-        normalise=raw.get("norm_topk_prob", is_v3),
-        scale=float(raw.get("routed_scaling_factor", 1.0)),
+        scoring="sigmoid" if family == "v3" else "softmax",
+        experts=fields.whole("n_routed_experts"),
+        chosen=fields.whole("num_experts_per_tok"),
+        groups=(fields.whole_or_zero("n_group") or 1) if grouped else 1,
+        chosen_groups=(fields.whole_or_zero("topk_group") or 1) if grouped else 1,
+        group_score="top2_sum" if family == "v3" else "max",
+        has_bias=family == "v3",
+        normalise=bool(fields.get("norm_topk_prob")),
+        scale=fields.real("routed_scaling_factor"),
     )
 
 
-def _check_routing(router: RouterConfig) -> None:
+def _check_shape(config: ModelConfig) -> None:
+    router = config.router
+    if config.qk_rope_head_dim % 2:
+        raise ConfigError(f"config.json: qk_rope_head_dim is {config.qk_rope_head_dim}, but dims are rotated in pairs")
     if router.experts % router.groups:
         raise ConfigError(f"config.json: n_group {router.groups} does not divide n_routed_experts {router.experts}")
     reachable = router.experts // router.groups * router.chosen_groups
-    if not 0 < router.chosen <= reachable or router.chosen_groups > router.groups:
+    if router.chosen > reachable or router.chosen_groups > router.groups:
         raise ConfigError(
             f"config.json: num_experts_per_tok {router.chosen} of the {reachable} experts in topk_group "
             f"{router.chosen_groups} of n_group {router.groups} cannot be chosen"
         )
 
 
-def _fp8_block(quantisation: Json | None) -> tuple[int, int] | None:
-    if not quantisation:
+def _fp8_block(fields: Fields) -> tuple[int, int] | None:
+    section = fields.section("quantization_config")
+    if section is None:
         return None
-    method, fmt = quantisation.get("quant_method"), quantisation.get("fmt", "e4m3")
-    block = quantisation.get("weight_block_size")
-    if method != "fp8" or fmt != "e4m3" or not isinstance(block, list | tuple) or len(block) != 2:
+    section.demand(_COMPUTED_FP8)
+    block = section.get("weight_block_size")
+    if not isinstance(block, list | tuple) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
         raise ConfigError(
-            f"config.json: quantization_config has quant_method {method}, fmt {fmt}, weight_block_size {block}; "
-            "known is fp8, e4m3 with blocks such as [128, 128]"
+            f"{section.of('weight_block_size')} is {json.dumps(block)}, expected rows and columns such as [128, 128]"
         )
-    return int(block[0]), int(block[1])
+    return block[0], block[1]

@@ -174,7 +174,7 @@ class Engine:
         return EngineStats(
             running=running,
             waiting=max(len(self._active) - running, 0),
-            cache_usage=scheduler.blocks.usage,
+            cache_usage=scheduler.cache_usage,
             preemptions=scheduler.preemptions,
             steps=self._steps,
             step_age=time.monotonic() - self._progress,
@@ -207,7 +207,7 @@ class Engine:
         if slots:
             sampled = self._runner.lead(slots)
             self._steps += 1
-            self._scheduler.commit(slots, {id_: token.token for id_, token in sampled.items()})
+            self._scheduler.commit(slots, {id_: [token.token] for id_, token in sampled.items()})
             self._deliver(slots, sampled)
         else:
             self._runner.announce(Operation.STEP)

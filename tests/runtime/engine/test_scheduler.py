@@ -21,7 +21,7 @@ def scheduler(blocks: int = 16, size: int = 4, budget: int = 8, running: int = 4
 def step(subject: Scheduler) -> list[tuple[int, int, int]]:
     """Run one step in which every sampled token is 7; what ran, as (sequence, start, length)."""
     slots = subject.schedule()
-    subject.commit(slots, {slot.sequence.id: 7 for slot in slots if slot.samples})
+    subject.commit(slots, {slot.sequence.id: [7] for slot in slots if slot.samples})
     return [(slot.sequence.id, slot.start, slot.length) for slot in slots]
 
 
@@ -70,7 +70,7 @@ def test_a_cancelled_sequence_frees_its_blocks_and_its_place_at_once() -> None:
     step(subject)
     subject.cancel(running)
     assert running.finish_reason is FinishReason.ABORT
-    assert subject.blocks.free == subject.blocks.num_blocks
+    assert subject.pools[0].free == subject.pools[0].num_blocks
     assert step(subject) == [(1, 0, 4)]
 
 
@@ -110,9 +110,9 @@ def test_whatever_comes_every_sequence_ends_and_every_block_comes_back(
                 subject.cancel(wanted)
         slots = subject.schedule()
         _check_step(subject, slots)
-        subject.commit(slots, {slot.sequence.id: 7 for slot in slots if slot.samples})
+        subject.commit(slots, {slot.sequence.id: [7] for slot in slots if slot.samples})
     assert not subject.has_work
-    assert subject.blocks.free == blocks
+    assert subject.pools[0].free == blocks
     for wanted in sequences:
         assert wanted.finish_reason is FinishReason.ABORT or len(wanted.generated) == wanted.params.max_tokens
 
@@ -121,9 +121,8 @@ def _check_step(subject: Scheduler, slots: list[Slot]) -> None:
     assert slots or not subject.has_work
     assert sum(slot.length for slot in slots) <= subject.token_budget
     assert len(subject.running) <= subject.max_running
-    held = [block for wanted in subject.running for block in wanted.blocks]
-    assert len(held) == len(set(held))
-    assert len(held) + subject.blocks.free == subject.blocks.num_blocks
+    held = {block for wanted in subject.running for block in wanted.blocks}
+    assert len(held) + subject.pools[0].free == subject.pools[0].num_blocks
     for slot in slots:
         assert slot.start == slot.sequence.computed
-        assert slot.start + slot.length <= len(slot.sequence.blocks) * subject.blocks.block_size
+        assert slot.start + slot.length <= len(slot.sequence.blocks) * subject.pools[0].block_size

@@ -153,8 +153,9 @@ class ProcessGroup(Group):
         dist.destroy_process_group()
 
 
-def _result(work: dist.Work, tensor: Tensor) -> Callable[[], Tensor]:
+def _result(work: dist.Work | None, tensor: Tensor) -> Callable[[], Tensor]:
     """Wait for a collective, then hand out what it fills."""
+    assert work is not None, "every process of the group takes part"
 
     def finish() -> Tensor:
         work.wait()

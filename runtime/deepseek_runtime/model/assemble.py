@@ -9,12 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from deepseek_runtime.dist.exchange import AllToAll
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.kernels.fp8 import Weight
 from deepseek_runtime.kernels.interface import Expansion, Kernels, SwiGLU
+from deepseek_runtime.model import placement
 from deepseek_runtime.model.attention import Attention, AttentionWeights
+from deepseek_runtime.model.experts import ExpertTable
 from deepseek_runtime.model.layers import DecoderLayer, MTPLayer
-from deepseek_runtime.model.moe import MoE, expert_slots
+from deepseek_runtime.model.moe import MoE
 from deepseek_runtime.model.parallelize import Shard
 from deepseek_runtime.model.rope import attention_scale
 
@@ -86,8 +89,21 @@ class Assembler:
             gate_ED=self.dense(f"{prefix}.gate.weight"),
             bias_E=self.dense(f"{prefix}.gate.e_score_correction_bias") if config.router.has_bias else None,
             experts=self._swiglu(f"{prefix}.experts"),
-            slots_E=expert_slots(config.router.experts, self.shard.experts, self.dense("model.norm.weight").device),
+            table=self._table(),
             shared=self._swiglu(f"{prefix}.shared_experts") if config.num_shared_experts else None,
             group=self.group,
+            exchange=AllToAll(self.group, len(self.shard.slots)) if self.shard.exchanges_tokens else None,
             kernels=self.kernels,
+        )
+
+    def _table(self) -> ExpertTable:
+        shard = self.shard
+        placed = placement.initial(shard.config.router.experts, shard.redundant_experts)
+        return ExpertTable(
+            placed,
+            # Tokens that travel need every slot of the group, tokens that stay only those of this rank.
+            window=range(len(placed)) if shard.exchanges_tokens else shard.slots,
+            copies=shard.redundant_experts + 1,
+            device=self.dense("model.norm.weight").device,
+            counts=self.group.world_size > 1,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,14 +14,18 @@ from deepseek_runtime.kernels.interface import Kernels
 from deepseek_runtime.model.assemble import Assembler
 from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
-from deepseek_runtime.model.layers import Stream
+from deepseek_runtime.model.layers import DecoderLayer, Stream
+from deepseek_runtime.model.moe import MoE
 from deepseek_runtime.model.parallelize import Shard
 from deepseek_runtime.model.rope import Rope
 from deepseek_runtime.model.step import Step, plan_step
 
 
 class DeepSeekV3Model:
-    """Maths of this rank's heads and experts. All ranks of the group must be called alike, with the same batch."""
+    """Maths of this rank's heads and experts. All ranks of the group must be called alike.
+
+    They are called with the same batch; with data attention each with its own, which may be empty.
+    """
 
     absorb_up_to: int = 8
     """Longest query that takes the absorbed form: decoding and the verification of drafts."""
@@ -51,7 +55,7 @@ class DeepSeekV3Model:
         """Hidden states [T, D] after the final norm; the latents of the batch's tokens are written to the cache."""
         x_TD: Tensor = functional.embedding(batch.token_ids, self._embedding)
         if not len(x_TD):
-            return x_TD
+            return self._serve(self._layers, x_TD)
         step = self._plan(batch, cache)
         stream = Stream(x_TD)
         for index, layer in enumerate(self._layers):
@@ -73,7 +77,7 @@ class DeepSeekV3Model:
         if self._mtp is None:
             raise ValueError("this checkpoint has no MTP layer (num_nextn_predict_layers is 0): nothing can draft")
         if not len(hidden):
-            return hidden
+            return self._serve([self._mtp.layer], hidden)
         embedded = functional.embedding(next_token_ids, self._embedding)
         return self._mtp(hidden, embedded, self._plan(batch, cache), cache.layer(self.config.num_layers))
 
@@ -83,6 +87,13 @@ class DeepSeekV3Model:
         """Logits [T, V] float32 for the token after next, and the states they come from (see `draft_hidden`)."""
         drafted = self.draft_hidden(hidden, next_token_ids, batch, cache)
         return self.logits(drafted), drafted
+
+    def _serve(self, layers: Iterable[DecoderLayer], nothing_0D: Tensor) -> Tensor:
+        """A step without tokens of this rank: its experts may still be visited. All other kernels are left out."""
+        for layer in layers:
+            if isinstance(layer.feed_forward, MoE) and layer.feed_forward.exchange is not None:
+                layer.feed_forward.serve(nothing_0D)
+        return nothing_0D
 
     def _plan(self, batch: StepBatch, cache: LatentCache) -> Step:
         rotations = self._rope.rotations(batch.positions)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from deepseek_runtime import sizing
+from deepseek_runtime.model import placement
 from deepseek_runtime.model.config import ModelConfig
 from deepseek_runtime.model.sharding import Parameter, Placement
+
+Attention = Literal["tensor", "data"]
 
 
 class ParallelError(ValueError):
@@ -27,27 +31,50 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One rank's part: contiguous blocks of heads and of experts.
+    """One rank's part: a contiguous block of heads, and a block of the slots that hold experts.
 
-    Where the heads do not divide over the ranks, every rank computes them all and no sum is needed.
+    Where the heads do not divide over the ranks, every rank computes them all and no sum is needed. With data attention
+    too: then a rank has requests of its own, and its tokens travel to the experts.
     """
 
     config: ModelConfig
     heads: range
-    experts: range
+    experts: tuple[int, ...]
+    """The expert in each of this rank's slots when weights are loaded; one may be there more than once."""
+    slots: range
+    """This rank's slots among those of all ranks."""
+    redundant_experts: int = 0
+    exchanges_tokens: bool = False
+    """Whether tokens go to the ranks of their experts, rather than being on every rank."""
 
     @classmethod
-    def of(cls, config: ModelConfig, rank: int, world_size: int) -> Shard:
-        """The part of `rank` among `world_size`; ParallelError where the experts do not divide."""
-        experts = config.router.experts
-        if experts % world_size:
-            raise ParallelError(
-                f"{experts} experts do not divide over {world_size} ranks; "
-                f"the next valid number of ranks is {sizing.next_divisor(experts, world_size)}"
-            )
-        whole = config.num_heads % world_size != 0
+    def of(
+        cls,
+        config: ModelConfig,
+        rank: int,
+        world_size: int,
+        *,
+        attention: Attention = "tensor",
+        redundant_experts: int = 0,
+    ) -> Shard:
+        """The part of `rank` among `world_size`; ParallelError where experts and their copies do not divide."""
+        _check_experts(config.router.experts, redundant_experts, world_size)
+        whole = attention == "data" or config.num_heads % world_size != 0
         heads = range(config.num_heads) if whole else _block(config.num_heads, rank, world_size)
-        return cls(config, heads, _block(experts, rank, world_size))
+        slots = _block(config.router.experts + redundant_experts, rank, world_size)
+        placed = placement.initial(config.router.experts, redundant_experts)
+        return cls(
+            config=config,
+            heads=heads,
+            experts=tuple(placed[slots.start : slots.stop]),
+            slots=slots,
+            redundant_experts=redundant_experts,
+            exchanges_tokens=attention == "data" and world_size > 1,
+        )
+
+    def positions(self, expert: int) -> list[int]:
+        """Where in this rank's stack an expert lies; nowhere, once, or more often."""
+        return [position for position, held in enumerate(self.experts) if held == expert]
 
     @property
     def splits_heads(self) -> bool:
@@ -74,3 +101,20 @@ class Shard:
 def _block(total: int, rank: int, world_size: int) -> range:
     size = total // world_size
     return range(rank * size, (rank + 1) * size)
+
+
+def _check_experts(experts: int, redundant: int, ranks: int) -> None:
+    """Raise ParallelError where the slots do not divide over the ranks."""
+    if redundant < 0:
+        raise ParallelError(f"{redundant} redundant experts: the number must be 0 or more")
+    if (experts + redundant) % ranks == 0:
+        return
+    if not redundant:
+        raise ParallelError(
+            f"{experts} experts do not divide over {ranks} ranks; "
+            f"the next valid number of ranks is {sizing.next_divisor(experts, ranks)}"
+        )
+    raise ParallelError(
+        f"{experts} + {redundant} redundant experts do not divide over {ranks} ranks; "
+        f"the next valid number of redundant experts is {placement.next_redundant(experts, redundant, ranks)}"
+    )

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -17,6 +17,8 @@ from torch import Tensor
 BLOCK = 128
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]
+Scales = Literal["any", "powers of two", "e8m0"]
+"""FP8 multipliers: V3 stores any float32, V3.1 only powers of two, as float32 or as their exponent alone."""
 
 YARN = {
     "type": "yarn",
@@ -151,13 +153,16 @@ def write_checkpoint(folder: Path, config: Config, *, seed: int = 0, fp8: bool =
     tensors = random_tensors(config, seed)
     if fp8:
         tensors = quantise_all(tensors)
-        config = {**config, "quantization_config": QUANTISATION}
     write_tensors(folder, config, tensors)
     return tensors
 
 
 def write_tensors(folder: Path, config: Config, tensors: Mapping[str, Tensor]) -> None:
-    """Write config, two shards and index of given tensors."""
+    """Write config, two shards and index of given tensors; the config says how they are quantised, if they are."""
+    scales = [tensor for name, tensor in tensors.items() if name.endswith("_scale_inv")]
+    if scales:
+        powers_of_two = all(torch.equal(scale.float().log2(), scale.float().log2().round()) for scale in scales)
+        config = {**config, "quantization_config": QUANTISATION | ({"scale_fmt": "ue8m0"} if powers_of_two else {})}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     names = list(tensors)
@@ -186,29 +191,32 @@ def random_tensors(config: Config, seed: int) -> Tensors:
     return tensors
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantise(weight: Tensor, scales: Scales = "any") -> tuple[Tensor, Tensor]:
     """E4m3 values and the multiplier of each block; a ragged block is padded with zeros first."""
     rows, columns = (math.ceil(size / BLOCK) for size in weight.shape)
     padded = torch.zeros(rows * BLOCK, columns * BLOCK)
     padded[: weight.shape[0], : weight.shape[1]] = weight.float()
     blocks = padded.view(rows, BLOCK, columns, BLOCK)
     scale = blocks.abs().amax(dim=(1, 3)).clamp(min=1e-4) / 448.0
+    if scales != "any":
+        scale = scale.log2().ceil().exp2()
     values = (blocks / scale[:, None, :, None]).view_as(padded)
-    return values[: weight.shape[0], : weight.shape[1]].to(torch.float8_e4m3fn), scale
+    fp8 = values[: weight.shape[0], : weight.shape[1]].to(torch.float8_e4m3fn)
+    return fp8, scale.to(torch.float8_e8m0fnu) if scales == "e8m0" else scale
 
 
 def dequantise(values: Tensor, scale: Tensor) -> Tensor:
     """Float32, element by element from the definition."""
     row, column = (torch.arange(size) // BLOCK for size in values.shape)
-    return values.float() * scale[row[:, None], column[None, :]]
+    return values.float() * scale.float()[row[:, None], column[None, :]]
 
 
-def quantise_all(tensors: Mapping[str, Tensor]) -> Tensors:
+def quantise_all(tensors: Mapping[str, Tensor], scales: Scales = "any") -> Tensors:
     """Projections become FP8 with scales; embeddings, head, norms, router and eh_proj stay."""
     result: Tensors = {}
     for name, tensor in tensors.items():
         if name.endswith(("_proj.weight", "_with_mqa.weight")) and "eh_proj" not in name:
-            result[name], result[f"{name}_scale_inv"] = quantise(tensor)
+            result[name], result[f"{name}_scale_inv"] = quantise(tensor, scales)
         else:
             result[name] = tensor
     return result

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.model.model import DeepSeekV3Model
 from deepseek_runtime.weights.load import load_model
+from oracle import oracle
 from tiny_checkpoint import Config, v3_config, write_checkpoint
 
-Load = Callable[[Path], DeepSeekV3Model]
+Load = Callable[..., DeepSeekV3Model]
 MakeCheckpoint = Callable[..., Path]
 
 
@@ -36,10 +36,10 @@ def v3_folder(make_checkpoint: MakeCheckpoint) -> Path:
 
 @pytest.fixture(scope="session")
 def load() -> Load:
-    """The whole model on one rank, in float32."""
+    """The whole model on one rank, in float32 unless told otherwise."""
 
-    def load_whole(folder: Path) -> DeepSeekV3Model:
-        return load_model(folder, Group(), device=torch.device("cpu"), dtype=torch.float32)
+    def load_whole(folder: Path, dtype: torch.dtype = torch.float32) -> DeepSeekV3Model:
+        return load_model(folder, Group(), device=torch.device("cpu"), dtype=dtype)
 
     return load_whole
 
@@ -50,23 +50,12 @@ def v3_model(v3_folder: Path, load: Load) -> DeepSeekV3Model:
 
 
 @pytest.fixture(scope="session")
-def reference() -> Callable[[Path], Any]:
-    """transformers' model of a checkpoint, in float32."""
-    from transformers import AutoModelForCausalLM
+def reference_logits() -> Callable[..., Tensor]:
+    """The oracle's logits [T, V] for a list of tokens, or for the last `last` of them."""
 
-    def load_reference(folder: Path) -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-    return load_reference
-
-
-@pytest.fixture(scope="session")
-def reference_logits(reference: Callable[[Path], Any]) -> Callable[..., Tensor]:
-    """Its logits [T, V] for a list of tokens, or for the last `last` of them."""
-
-    def compute(folder: Path, tokens: list[int], last: int = 0) -> Tensor:
+    def compute(folder: Path, tokens: list[int], *, last: int = 0) -> Tensor:
         with torch.inference_mode():
-            logits: Tensor = reference(folder)(torch.tensor([tokens]), logits_to_keep=last).logits[0]
+            logits: Tensor = oracle(folder)(torch.tensor([tokens]), logits_to_keep=last).logits[0]
         return logits
 
     return compute
@@ -75,4 +64,14 @@ def reference_logits(reference: Callable[[Path], Any]) -> Callable[..., Tensor]:
 @pytest.fixture(scope="session")
 def tokens() -> list[int]:
     """Seventy random tokens."""
-    return torch.randint(2, 200, (70,), generator=torch.Generator().manual_seed(1)).tolist()
+    return random_tokens(70, seed=1)
+
+
+@pytest.fixture(scope="session")
+def prompt() -> list[int]:
+    """Three hundred random tokens."""
+    return random_tokens(300, seed=2)
+
+
+def random_tokens(count: int, *, seed: int) -> list[int]:
+    return torch.randint(2, 200, (count,), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from tiny_checkpoint import v2_lite_config
 
 
 @pytest.fixture(scope="module")
-def reference_drafts(v3_folder: Path, reference: Callable[[Path], Any], tokens: list[int]) -> Tensor:
+def reference_drafts(v3_folder: Path, tokens: list[int]) -> Tensor:
     """transformers' logits for the token after next at every position but the last."""
     from transformers import DeepseekV3ForCausalLM
     from transformers.modeling_layers import MtpModel
@@ -22,7 +21,7 @@ def reference_drafts(v3_folder: Path, reference: Callable[[Path], Any], tokens: 
     with pytest.MonkeyPatch.context() as patch:
         # transformers finds the layer only at number 61, that of the real model.
         patch.setattr(DeepseekV3ForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.3.*"])
-        main = reference(v3_folder)
+        main = DeepseekV3ForCausalLM.from_pretrained(v3_folder, dtype=torch.float32).eval()
         mtp = MtpModel.from_pretrained(main).eval()
     ids = torch.tensor([tokens])
     with torch.inference_mode():

@@ -1,12 +1,14 @@
-"""The published check values of YaRN and of the softmax scale."""
+"""The published check values of YaRN and of the softmax scale, and transformers' tables at every kind of position."""
 
 import pytest
 import torch
+from transformers import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RotaryEmbedding
 
 from deepseek_runtime.kernels.mla import rotate
 from deepseek_runtime.model.config import parse_config
 from deepseek_runtime.model.rope import Rope, attention_scale, inverse_frequencies, table_scale
-from tiny_checkpoint import v2_lite_config, v3_config
+from tiny_checkpoint import Config, kimi_k2_config, moonlight_config, v2_lite_config, v3_config
 
 REAL_HEADS = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 V3 = parse_config(v3_config(**REAL_HEADS))
@@ -56,6 +58,22 @@ def test_tables_are_float32_also_at_the_last_position() -> None:
     assert got.dtype == torch.complex64
     torch.testing.assert_close(got[0].real.double(), exact.cos(), atol=5e-3, rtol=0)
     torch.testing.assert_close(got[0].imag.double(), exact.sin(), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [v3_config(), v2_lite_config(), kimi_k2_config(), moonlight_config()],
+    ids=["V3", "V2-Lite", "K2", "Moonlight"],
+)
+def test_tables_are_transformers_at_the_first_and_the_last_positions(raw: Config) -> None:
+    config, last = parse_config(raw), raw["max_position_embeddings"]
+    positions = torch.cat((torch.arange(50), torch.arange(last - 50, last)))
+    fields = {name: raw[name] for name in raw if name not in ("architectures", "model_type")}
+    theirs = DeepseekV3RotaryEmbedding(DeepseekV3Config(**fields))
+    cos, sin = theirs(torch.zeros(1), positions.unsqueeze(0))
+    got = Rope(config, torch.device("cpu")).rotations(positions)
+    pairs = config.qk_rope_head_dim // 2
+    torch.testing.assert_close(got, torch.complex(cos, sin)[0, :, :pairs], atol=1e-5, rtol=0)
 
 
 def test_scores_depend_on_the_distance_only() -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 1.5
 
+_WEIGHTS_HELP = "keep FP8 blocks as stored, or as weights of --dtype; auto: by memory and speed (default: auto)"
+_ATTENTION_HELP = "split over the ranks: heads of all requests, or requests (default: tensor)"
+
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
     """Settings from the command line; wrong flags end the program with a sentence and code 2."""
@@ -40,6 +43,9 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         suffix = "" if value is None else f" (default: {value})"
         parser.add_argument(f"--{name}", type=kind, help=text + suffix)
 
+    def switch(name: str, text: str) -> None:
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
+
     parser.add_argument("--model", type=checkpoint_folder, required=True, help="checkpoint folder, or 'tutor'")
     parser.add_argument("--served-model-name", action="extend", nargs="+", help="names for clients (default: folder's)")
     flag("host", str, "address to listen on")
@@ -47,6 +53,12 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     flag("health-port", int, "port of the probes, on local rank 0; 0 for none")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where to run (default: auto)")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], help="type of activations (default: auto)")
+    parser.add_argument("--weights", choices=["auto", "fp8", "compute"], help=_WEIGHTS_HELP)
+    parser.add_argument("--attention", choices=["tensor", "data"], help=_ATTENTION_HELP)
+    flag("redundant-experts", int, "copies of busy routed experts, over all ranks")
+    switch("batch-invariant", "compute each request with the same bits whatever runs beside it, at some cost")
+    flag("speculative-tokens", int, "tokens drafted by the MTP layer, 0 to 3; default: 1 where there is such a layer")
+    switch("prefix-caching", "compute equal beginnings of prompts once")
     flag("max-model-len", int, "tokens of a prompt and its answer; default: what checkpoint and memory allow")
     flag("kv-tokens", int, "tokens of the cache; default: by memory")
     flag("block-size", int, "tokens of a cache block")

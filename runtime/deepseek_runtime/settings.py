@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
+
+MAX_SPECULATIVE_TOKENS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Flags of `python -m deepseek_runtime.serve`; times are in seconds, cache sizes in tokens."""
+    """Flags of `python -m deepseek_runtime.serve`; times are in seconds, cache sizes in tokens.
+
+    `speculative_tokens` None means 1 where the checkpoint has an MTP layer, else 0. With `attention` "data" each rank
+    has a cache of its own, and `kv_tokens` is the size of each.
+    """
 
     model: Path
     served_model_name: tuple[str, ...]
@@ -18,6 +25,12 @@ class Settings:
     health_port: int = 8001
     device: str = "auto"
     dtype: str = "auto"
+    weights: Literal["auto", "fp8", "compute"] = "auto"
+    attention: Literal["tensor", "data"] = "tensor"
+    redundant_experts: int = 0
+    batch_invariant: bool = False
+    speculative_tokens: int | None = None
+    prefix_caching: bool = True
     max_model_len: int | None = None
     kv_tokens: int | None = None
     block_size: int = 64
@@ -39,8 +52,11 @@ class Settings:
         for name in ("port", "health_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 return f"--{name.replace('_', '-')} must be 0 to 65535, not {getattr(self, name)}"
-        if self.max_queued < 0:
-            return f"--max-queued must not be negative, not {self.max_queued}"
+        for name in ("max_queued", "redundant_experts"):
+            if getattr(self, name) < 0:
+                return f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}"
+        if not 0 <= (self.speculative_tokens or 0) <= MAX_SPECULATIVE_TOKENS:
+            return f"--speculative-tokens must be 0 to {MAX_SPECULATIVE_TOKENS}, not {self.speculative_tokens}"
         if self.api_key_folder and not self.api_key_folder.is_dir():
             return f"--api-key-folder {self.api_key_folder}: no such folder"
         return None

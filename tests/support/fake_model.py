@@ -4,13 +4,14 @@ It reads its context from a paged cache, as the real one does: a wrong block tab
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from deepseek_runtime.engine.step import StepPlan
+from deepseek_runtime.engine.step import Outcome, StepPlan
 
 BOS, EOS, USER, ASSISTANT, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", 8
 SPECIALS = (BOS, EOS, USER, ASSISTANT)
@@ -51,6 +52,7 @@ class EchoExecutor:
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.steps: list[StepPlan] = []
+        self._drafting: list[tuple[list[int], int]] = []
 
     def run(self, plan: StepPlan) -> Tensor:
         """Logits of the positions that the plan wants."""
@@ -63,6 +65,26 @@ class EchoExecutor:
             stop = part.start + len(part.token_ids)
             context = self.cache[list(part.block_table)].flatten()[:stop].tolist()
             rows += [self._logits(context[: stop - n]) for n in reversed(range(part.logits))]
+        return torch.stack(rows) if rows else torch.empty(0, self.vocab_size + PAD)
+
+    def draft(self, outcome: Outcome) -> Tensor:
+        """Logits for the token after next, which are right unless that token's position is a multiple of three."""
+        self._drafting = []
+        for part, result in zip(self.steps[-1].sequences, outcome.sequences, strict=True):
+            context = self.cache[list(part.block_table)].flatten()[: part.start + result.kept].tolist()
+            if result.drafts:
+                self._drafting.append(([*context, result.next_token], result.drafts))
+        return self._draft_logits()
+
+    def extend(self, tokens: Sequence[int]) -> Tensor:
+        """The same, one token further."""
+        pairs = zip(self._drafting, tokens, strict=True)
+        self._drafting = [([*context, token], left - 1) for (context, left), token in pairs if left > 1]
+        return self._draft_logits()
+
+    def _draft_logits(self) -> Tensor:
+        contexts = [context for context, _ in self._drafting]
+        rows = [self._logits(context if len(context) % 3 else [*context, 7]) for context in contexts]
         return torch.stack(rows) if rows else torch.empty(0, self.vocab_size + PAD)
 
     def _logits(self, context: list[int]) -> Tensor:

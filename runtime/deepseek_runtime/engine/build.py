@@ -18,7 +18,7 @@ from deepseek_runtime.model.cache import LatentCache
 from deepseek_runtime.model.config import ModelConfig
 from deepseek_runtime.settings import Settings, StartupError
 from deepseek_runtime.text.tokenizer import Tokenizer
-from deepseek_runtime.weights.load import load_model
+from deepseek_runtime.weights.load import inspect, load_model
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ GPU_CACHE_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What fits: tokens of the cache, and of one prompt with its answer."""
+    """What fits: tokens of a pool of the cache, and of one prompt with its answer."""
 
     kv_tokens: int
     max_model_len: int
@@ -39,10 +39,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """One rank, ready to run steps."""
+    """One rank, ready to run steps. There is a pool of blocks for each rank that has sequences of its own, or one."""
 
     runner: Runner
-    blocks: BlockManager
+    pools: tuple[BlockManager, ...]
     limits: Limits
 
 
@@ -57,24 +57,54 @@ def load_rank(settings: Settings, group: Group, report: Callable[[float], None])
         group.report_progress(done, total)
 
     device = group.device
+    if settings.speculative_tokens:
+        _require_mtp(settings)
     model = load_model(
-        settings.model, group, device=device, dtype=_dtype(settings.dtype, device), on_progress=on_progress
+        settings.model,
+        group,
+        device=device,
+        dtype=_dtype(settings.dtype, device),
+        attention=settings.attention,
+        redundant_experts=settings.redundant_experts,
+        on_progress=on_progress,
     )
     group.barrier("loaded", LOAD_TIMEOUT, on_wait=logger.info)
     limits = _limits(settings, model.config, model.dtype, group)
-    blocks = BlockManager(limits.kv_tokens // settings.block_size, settings.block_size)
-    cache = LatentCache.create(model.config, blocks.num_blocks, blocks.block_size, device, model.dtype)
-    executor = ModelExecutor(model, cache, device, leads=group.rank == 0)
-    return Loaded(Runner(executor, group, vocab_size=Tokenizer(settings.model).size), blocks, limits)
+    data_parallel = settings.attention == "data"
+    blocks = limits.kv_tokens // settings.block_size
+    pools = tuple(
+        BlockManager(blocks, settings.block_size, prefix_caching=settings.prefix_caching)
+        for _ in range(group.world_size if data_parallel else 1)
+    )
+    cache = LatentCache.create(model.config, blocks, settings.block_size, device, model.dtype)
+    executor = ModelExecutor(model, cache, group, data_parallel=data_parallel)
+    drafts = _default_drafts(model.config) if settings.speculative_tokens is None else settings.speculative_tokens
+    runner = Runner(executor, group, vocab_size=Tokenizer(settings.model).size, speculative_tokens=drafts)
+    return Loaded(runner, pools, limits)
 
 
 def make_engine(settings: Settings, loaded: Loaded, device: torch.device, on_failure: Callable[[str], None]) -> Engine:
     """Rank 0's engine, not started yet."""
     budget = _token_budget(settings, device)
-    scheduler = Scheduler(loaded.blocks, token_budget=budget, max_running=settings.max_running)
-    limits = loaded.limits
-    logger.info("cache for %d tokens, prompt and answer up to %d", limits.kv_tokens, limits.max_model_len)
+    scheduler = Scheduler(*loaded.pools, token_budget=budget, max_running=settings.max_running)
+    limits, pools = loaded.limits, len(loaded.pools)
+    whole = f"{pools} × {limits.kv_tokens}" if pools > 1 else str(limits.kv_tokens)
+    logger.info("cache for %s tokens, prompt and answer up to %d", whole, limits.max_model_len)
     return Engine(loaded.runner, scheduler, max_queued=settings.max_queued, on_failure=on_failure)
+
+
+def _default_drafts(config: ModelConfig) -> int:
+    return 1 if config.num_mtp_layers else 0
+
+
+def _require_mtp(settings: Settings) -> None:
+    """Refuse to speculate without an MTP layer, before gigabytes are read."""
+    config, _ = inspect(settings.model)
+    if not config.num_mtp_layers:
+        raise StartupError(
+            f"--speculative-tokens {settings.speculative_tokens} needs an MTP layer to draft with, "
+            f"and the checkpoint in {settings.model} has none: use 0, or leave the flag out"
+        )
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -11,15 +11,16 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from deepseek_runtime.engine.sampling import Sampled, SamplingParams
+from deepseek_runtime.engine.sampling import NumericsError, Sampled, SamplingParams
 from deepseek_runtime.engine.scheduler import Scheduler, Slot
 from deepseek_runtime.engine.sequence import FinishReason, Sequence
+from deepseek_runtime.engine.speculation import Speculation
 from deepseek_runtime.engine.step import Operation
 
 logger = logging.getLogger(__name__)
@@ -28,17 +29,26 @@ logger = logging.getLogger(__name__)
 class Leader(Protocol):
     """What the engine needs of a `Runner`."""
 
-    def lead(self, slots: Rows[Slot]) -> dict[int, Sampled]: ...
+    @property
+    def speculation(self) -> Speculation: ...
+
+    def lead(self, slots: Rows[Slot]) -> dict[int, list[Sampled]]: ...
+
+    def draft(self, slots: Rows[Slot], sampled: Mapping[int, Rows[Sampled]]) -> None: ...
 
     def announce(self, operation: Operation) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """The next token of a sequence; with a finish reason it is the last one."""
+    """The next token of a sequence; with a finish reason it is the last one.
+
+    `cached` is how many tokens of the prompt did not need to be computed.
+    """
 
     sampled: Sampled
     finish_reason: FinishReason | None
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +63,15 @@ Event = Token | Broken
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt to continue. `sink` gets the events, on the engine's thread: it must be quick and must not raise."""
+    """A prompt to continue. `sink` gets the events, on the engine's thread: it must be quick and must not raise.
+
+    Requests of a lower `priority` number are served first.
+    """
 
     prompt: tuple[int, ...]
     params: SamplingParams
     sink: Callable[[Event], None]
+    priority: int = 0
 
 
 class RefusedError(RuntimeError):
@@ -70,12 +84,18 @@ class RefusedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A consistent look at the engine. `step_age` is the time in seconds since it last proved progress."""
+    """A consistent look at the engine. `step_age` is the time in seconds since it last proved progress.
+
+    `prefix_queries` are tokens looked up in the prefix cache, `prefix_hits` those found there.
+    """
 
     running: int
     waiting: int
     cache_usage: float
     preemptions: int
+    prefix_queries: int
+    prefix_hits: int
+    speculation: Speculation
     steps: int
     step_age: float
 
@@ -128,7 +148,10 @@ class Engine:
                 raise self._closed
             if len(self._active) + len(requests) > self._limit:
                 raise RefusedError("queue_full", f"all {self._limit} places for requests are taken, try again later")
-            sequences = [Sequence(next(self._ids), request.prompt, request.params) for request in requests]
+            sequences = [
+                Sequence(next(self._ids), request.prompt, request.params, priority=request.priority)
+                for request in requests
+            ]
             for sequence in sequences:
                 self._scheduler.check(sequence)
             self._active |= {s.id: (s, request) for s, request in zip(sequences, requests, strict=True)}
@@ -176,6 +199,9 @@ class Engine:
             waiting=max(len(self._active) - running, 0),
             cache_usage=scheduler.cache_usage,
             preemptions=scheduler.preemptions,
+            prefix_queries=sum(pool.queries for pool in scheduler.pools),
+            prefix_hits=sum(pool.hits for pool in scheduler.pools),
+            speculation=self._runner.speculation,
             steps=self._steps,
             step_age=time.monotonic() - self._progress,
         )
@@ -186,6 +212,9 @@ class Engine:
                 self._obey()
                 if not self._stopping:
                     self._step()
+        except NumericsError as error:
+            logger.error("%s", error)
+            self.fail(str(error))
         except Exception:
             if self._closed is None or self._closed.code != "group_broken":  # else it is the echo of what is known
                 logger.exception("a step failed")
@@ -207,19 +236,25 @@ class Engine:
         if slots:
             sampled = self._runner.lead(slots)
             self._steps += 1
-            self._scheduler.commit(slots, {id_: [token.token] for id_, token in sampled.items()})
+            self._scheduler.commit(slots, {id_: [token.token for token in tokens] for id_, tokens in sampled.items()})
             self._deliver(slots, sampled)
+            self._runner.draft(slots, sampled)
         else:
             self._runner.announce(Operation.STEP)
         self._progress = time.monotonic()
 
-    def _deliver(self, slots: Rows[Slot], sampled: dict[int, Sampled]) -> None:
-        for slot in slots:
-            sequence = slot.sequence
-            if sequence.id in sampled and (entry := self._active.get(sequence.id)):
-                entry[1].sink(Token(sampled[sequence.id], sequence.finish_reason))
-                if sequence.finish_reason is not None:
-                    self._forget(sequence.id)
+    def _deliver(self, slots: Rows[Slot], sampled: Mapping[int, Rows[Sampled]]) -> None:
+        for sequence in (slot.sequence for slot in slots):
+            tokens, entry = sampled.get(sequence.id), self._active.get(sequence.id)
+            if not tokens or not entry:
+                continue
+            *ahead, last = tokens
+            sink = entry[1].sink
+            for token in ahead:
+                sink(Token(token, None, sequence.cached))
+            sink(Token(last, sequence.finish_reason, sequence.cached))
+            if sequence.finish_reason is not None:
+                self._forget(sequence.id)
 
     def _add(self, sequence: Sequence) -> None:
         if sequence.id in self._active:

@@ -1,96 +1,126 @@
-"""From logits to tokens, each row by its own sequence's parameters.
+"""From logits to tokens, each row by its own request's parameters.
 
 The random number of a token depends on the request's seed and the token's index alone, so neither the rest of the batch
-nor a preemption changes what a seeded request says. Log-probabilities are the model's own: before penalties,
-temperature and filters.
+nor a preemption nor speculation changes what a seeded request says. Log-probabilities are the model's own: before
+grammar, bias, penalties, temperature and filters.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence as Rows
 
 import torch
 from torch import Tensor
 
-from deepseek_runtime.engine.sampling import Sampled
-from deepseek_runtime.engine.sequence import Sequence
+from deepseek_runtime.engine.adjust import Context, adjust
+from deepseek_runtime.engine.sampling import NumericsError, Sampled
+
+CANDIDATES = 1024
+"""Likeliest tokens among which filters look first; the rare draw that keeps more sorts the whole vocabulary."""
 
 
 @torch.inference_mode()
-def sample(logits: Tensor, sequences: Rows[Sequence]) -> list[Sampled]:
-    """Choose the next token of each sequence from its row of `logits` [N, V] float32."""
-    scores = _penalise(logits, sequences)
-    tokens = scores.argmax(dim=-1)
-    drawn = [row for row, sequence in enumerate(sequences) if sequence.params.temperature > 0]
-    if drawn:
-        tokens[drawn] = _draw(scores[drawn], [sequences[row] for row in drawn])
-    return _report(logits, tokens, sequences)
+def choose(logits: Tensor, contexts: Rows[Context]) -> list[int]:
+    """The token of each row of `logits` [N, V] float32. NumericsError where the logits are no numbers."""
+    scores = adjust(logits, contexts)
+    best, tokens = scores.max(dim=-1)
+    _check(best, contexts)
+    for filtered, draw in ((False, _draw), (True, _draw_filtered)):
+        rows = [i for i, c in enumerate(contexts) if c.params.temperature > 0 and c.params.filtered is filtered]
+        if rows:
+            tokens[rows] = draw(take(scores, rows), [contexts[row] for row in rows])
+    chosen: list[int] = tokens.tolist()
+    return chosen
 
 
-def _penalise(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
-    if not any(sequence.params.penalised or sequence.params.min_tokens for sequence in sequences):
-        return logits
-    scores = logits.clone()
-    for row, sequence in zip(scores, sequences, strict=True):
-        if sequence.params.penalised:
-            _penalise_row(row, sequence)
-        if len(sequence.generated) < sequence.params.min_tokens:
-            row[list(sequence.params.stop_token_ids)] = -torch.inf
-    return scores
+@torch.inference_mode()
+def report(logits: Tensor, rows: Rows[int], tokens: Rows[int], contexts: Rows[Context]) -> list[Sampled]:
+    """The chosen tokens of some `rows`, with what their requests want to know; all else is as for `choose`."""
+    result = {row: Sampled(tokens[row]) for row in rows}
+    counts = {row: count for row in rows if (count := contexts[row].params.logprobs) is not None}
+    if counts:
+        logprobs = take(logits, list(counts)).log_softmax(dim=-1)
+        best = logprobs.topk(max(counts.values()))
+        for index, (row, count) in enumerate(counts.items()):
+            ids, values = best.indices[index, :count].tolist(), best.values[index, :count].tolist()
+            own = float(logprobs[index, tokens[row]])
+            result[row] = Sampled(tokens[row], own, tuple(zip(ids, values, strict=True)))
+    return list(result.values())
 
 
-def _penalise_row(row: Tensor, sequence: Sequence) -> None:
-    """Repetition counts prompt and output and scales; presence and frequency count the output and subtract."""
-    params = sequence.params
-    seen = torch.tensor(sorted({*sequence.prompt, *sequence.generated}), device=row.device)
-    values = row[seen]
-    factor = params.repetition_penalty
-    row[seen] = torch.where(values > 0, values / factor, values * factor)
-    if counts := Counter(sequence.generated):
-        tokens = torch.tensor(list(counts), device=row.device)
-        times = torch.tensor(list(counts.values()), dtype=row.dtype, device=row.device)
-        row[tokens] -= params.presence_penalty + params.frequency_penalty * times
+def take(logits: Tensor, rows: list[int]) -> Tensor:
+    """The given rows, in ascending order; without a copy where that is all of them."""
+    return logits if len(rows) == len(logits) else logits[rows]
 
 
-def _draw(scores: Tensor, sequences: Rows[Sequence]) -> Tensor:
-    """One token per row, by inverting the cumulative distribution over the tokens that the filters keep."""
-    params = [sequence.params for sequence in sequences]
+def _check(best_N: Tensor, contexts: Rows[Context]) -> None:
+    finite = best_N.isfinite()
+    if not finite.all():
+        context = contexts[int(finite.int().argmin())]
+        where = f"token {context.index + 1} of the answer to a prompt of {len(context.sequence.prompt)} tokens"
+        raise NumericsError(
+            f"the model's logits are not numbers at {where}: its weights are damaged, "
+            "or their values do not fit into the type of --dtype"
+        )
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=scores.device).unsqueeze(1)
 
-    ordered, ids = scores.sort(dim=-1, descending=True, stable=True)
-    probabilities = ((ordered - ordered[:, :1]) / column([p.temperature for p in params])).softmax(dim=-1)
-    likeliest = probabilities[:, :1].clone()
-    rank = torch.arange(scores.shape[1], device=scores.device)
-    kept = rank < column([p.top_k or scores.shape[1] for p in params])
-    kept &= probabilities >= column([p.min_p for p in params]) * likeliest
-    probabilities = probabilities * kept
-    probabilities /= probabilities.sum(dim=-1, keepdim=True)
-    kept &= probabilities.cumsum(dim=-1) - probabilities < column([p.top_p for p in params])
+def _column(values: list[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).unsqueeze(1)
+
+
+def _probabilities(scores: Tensor, contexts: Rows[Context]) -> Tensor:
+    """[N, V] at the requests' temperatures."""
+    largest = scores.max(dim=-1, keepdim=True).values
+    return ((scores - largest) / _column([c.params.temperature for c in contexts], scores)).softmax(dim=-1)
+
+
+def _draw(scores: Tensor, contexts: Rows[Context]) -> Tensor:
+    """One token per row, by inverting the cumulative distribution."""
+    return _invert(_probabilities(scores, contexts), contexts).squeeze(1)
+
+
+def _draw_filtered(scores: Tensor, contexts: Rows[Context]) -> Tensor:
+    """One token per row among those that the filters keep, likeliest first."""
+    probabilities = _probabilities(scores, contexts)
+    values, ids = probabilities.topk(min(CANDIDATES, scores.shape[1]), dim=-1)
+    kept, undecided = _filter(values, contexts)
+    tokens = ids.gather(1, _invert(values * kept, contexts)).squeeze(1)
+    if values.shape != scores.shape and (rows := undecided.nonzero().flatten().tolist()):
+        values, ids = probabilities[rows].sort(dim=-1, descending=True, stable=True)
+        theirs = [contexts[row] for row in rows]
+        kept, _ = _filter(values, theirs)
+        tokens[rows] = ids.gather(1, _invert(values * kept, theirs)).squeeze(1)
+    return tokens
+
+
+def _filter(values: Tensor, contexts: Rows[Context]) -> tuple[Tensor, Tensor]:
+    """Which of a row's largest probabilities stay, [N, C]: by top-k and min-p, then by top-p of what these left.
+
+    And for which rows [N] that depends on smaller ones than those given.
+    """
+    params = [context.params for context in contexts]
+    kept = torch.arange(values.shape[1], device=values.device) < _column(
+        [p.top_k or values.shape[1] for p in params], values
+    )
+    kept &= values >= _column([p.min_p for p in params], values) * values[:, :1]
+    goes_on = kept[:, -1]
+    narrowed = _column([p.top_k > 0 or p.min_p > 0 for p in params], values).squeeze(1) > 0
+    left = values * kept
+    total = torch.where(goes_on.unsqueeze(1), 1.0, left.sum(dim=-1, keepdim=True))
+    kept &= left.cumsum(dim=-1) - left < _column([p.top_p for p in params], values) * total
     kept[:, 0] = True
-    cumulative = (probabilities * kept).cumsum(dim=-1)
-    target = column([_uniform(s.params.seed, len(s.generated)) for s in sequences]) * cumulative[:, -1:]
-    last = kept.sum(dim=-1, keepdim=True) - 1
-    choice = torch.searchsorted(cumulative, target, right=True).minimum(last)
-    return ids.gather(1, choice).squeeze(1)
+    return kept, goes_on & (narrowed | kept[:, -1])
+
+
+def _invert(weights: Tensor, contexts: Rows[Context]) -> Tensor:
+    """Index [N, 1] where the cumulative sum of a row's weights passes the row's random share of their total."""
+    cumulative = weights.cumsum(dim=-1)
+    total = cumulative[:, -1:].contiguous()
+    target = _column([_uniform(c.params.seed, c.index) for c in contexts], weights) * total
+    return torch.searchsorted(cumulative, target.minimum(total.nextafter(torch.zeros_like(total))), right=True)
 
 
 def _uniform(seed: int, index: int) -> float:
     """A number in [0, 1) that depends on the two integers only."""
     return random.Random(f"{seed}:{index}").random()
-
-
-def _report(logits: Tensor, tokens: Tensor, sequences: Rows[Sequence]) -> list[Sampled]:
-    result = [Sampled(token) for token in tokens.tolist()]
-    for row, sequence in enumerate(sequences):
-        count = sequence.params.logprobs
-        if count is not None:
-            logprobs = logits[row].log_softmax(dim=-1)
-            best = logprobs.topk(count)
-            alternatives = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-            token = result[row].token
-            result[row] = Sampled(token, float(logprobs[token]), alternatives)
-    return result

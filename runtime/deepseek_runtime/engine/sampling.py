@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class TokenMask(Protocol):
+    """A grammar's say in what may come next. A pure function: drafts are tried on it that may never be accepted."""
+
+    def __call__(self, generated: Sequence[int], /) -> NDArray[np.bool_] | None:
+        """Which ids [V] may follow the tokens generated so far; None for all of them.
+
+        Ids beyond the array's end may not. Where nothing may come, the end may.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the next token is chosen and when generation ends.
 
-    Temperature 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. `logprobs` is the number of
-    alternatives reported beside the chosen token, None for no log-probabilities at all. With a `seed`, equal requests
-    give equal tokens whatever else is in the batch.
+    Temperature 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. `logit_bias` is added to the
+    logits of its ids. `logprobs` is the number of alternatives reported beside the chosen token, None for no
+    log-probabilities at all. With a `seed`, equal requests give equal tokens whatever else is in the batch.
     """
 
     max_tokens: int
@@ -22,6 +38,8 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    mask: TokenMask | None = None
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     min_tokens: int = 0
@@ -32,6 +50,19 @@ class SamplingParams:
         """Whether the logits depend on the tokens seen so far."""
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
+    @property
+    def filtered(self) -> bool:
+        """Whether unlikely tokens are left out of a draw."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    def stops(self, token: int, count: int) -> bool:
+        """Whether `token` as the `count`-th generated one says that the answer is complete."""
+        return token in self.stop_token_ids and count > self.min_tokens
+
+    def ends(self, token: int, count: int) -> bool:
+        """Whether nothing comes after `token` as the `count`-th generated one."""
+        return count >= self.max_tokens or self.stops(token, count)
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
@@ -40,3 +71,7 @@ class Sampled:
     token: int
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
+
+
+class NumericsError(RuntimeError):
+    """The model computed something that is not a number."""

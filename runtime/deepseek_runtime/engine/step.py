@@ -1,6 +1,6 @@
-"""The step plan that rank 0 broadcasts: a message of plain integers, the same for every rank.
+"""What rank 0 broadcasts: the plan of a step, and with speculation its outcome. Plain integers, alike for every rank.
 
-Layout: [operation, sequences, then for each: start, tokens, logits, blocks, token ids…, block ids…].
+Layout of a plan: [operation, sequences, then for each: start, tokens, logits, rank, blocks, token ids…, block ids…].
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import islice
+from itertools import chain, islice
 
 
 class Operation(IntEnum):
@@ -27,13 +27,20 @@ class SequencePlan:
     """One sequence's part of a step.
 
     `token_ids` go to positions `start`, `start` + 1, …; `logits` is how many of the last ones need logits: 0 for a
-    chunk inside a prompt, 1 for the end of a sequence, more where drafted tokens are verified.
+    chunk inside a prompt, 1 for the end of a sequence, more where drafted tokens are verified. `rank` is the sequence's
+    home where each rank attends to sequences of its own.
     """
 
     start: int
     token_ids: tuple[int, ...]
     block_table: tuple[int, ...]
     logits: int
+    rank: int = 0
+
+    @property
+    def stop(self) -> int:
+        """The position behind its last token."""
+        return self.start + len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class StepPlan:
         """The plan as a flat list of integers."""
         message = [int(self.operation), len(self.sequences)]
         for part in self.sequences:
-            message += (part.start, len(part.token_ids), part.logits, len(part.block_table))
+            message += (part.start, len(part.token_ids), part.logits, part.rank, len(part.block_table))
             message += part.token_ids
             message += part.block_table
         return message
@@ -61,5 +68,40 @@ class StepPlan:
 
 
 def _decode_sequence(values: Iterator[int]) -> SequencePlan:
-    start, tokens, logits, blocks = islice(values, 4)
-    return SequencePlan(start, tuple(islice(values, tokens)), tuple(islice(values, blocks)), logits)
+    start, tokens, logits, rank, blocks = islice(values, 5)
+    return SequencePlan(start, tuple(islice(values, tokens)), tuple(islice(values, blocks)), logits, rank)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceOutcome:
+    """What a step made certain of one sequence of its plan.
+
+    `kept` of its tokens stay, which is all but rejected drafts; `next_token` is the one behind these; as many as
+    `drafts` are to be drafted behind that one.
+    """
+
+    kept: int
+    next_token: int
+    drafts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One for each sequence of the plan, in its order."""
+
+    sequences: tuple[SequenceOutcome, ...]
+
+    @property
+    def depth(self) -> int:
+        """The most tokens that any sequence drafts."""
+        return max((part.drafts for part in self.sequences), default=0)
+
+    def encode(self) -> list[int]:
+        """The outcome as a flat list of integers."""
+        return list(chain.from_iterable((part.kept, part.next_token, part.drafts) for part in self.sequences))
+
+    @classmethod
+    def decode(cls, message: list[int]) -> Outcome:
+        """The outcome behind a list made by `encode`."""
+        values = iter(message)
+        return cls(tuple(SequenceOutcome(*part) for part in zip(values, values, values, strict=True)))

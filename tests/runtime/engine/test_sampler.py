@@ -1,13 +1,18 @@
 """Each row is sampled by its own parameters, and by nothing else in the batch."""
 
 from collections import Counter
+from collections.abc import Sequence as Rows
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from deepseek_runtime.engine.sampler import sample
-from deepseek_runtime.engine.sampling import SamplingParams
+from deepseek_runtime.engine.adjust import Context
+from deepseek_runtime.engine.sampler import CANDIDATES, choose, report
+from deepseek_runtime.engine.sampling import NumericsError, Sampled, SamplingParams
 from deepseek_runtime.engine.sequence import Sequence
 
 
@@ -15,7 +20,13 @@ def row(generated: tuple[int, ...] = (), **params: Any) -> Sequence:
     return Sequence(0, (3,), SamplingParams(max_tokens=9, **params), list(generated))
 
 
-def draws(logits: torch.Tensor, count: int = 400, **params: Any) -> Counter[int]:
+def sample(logits: Tensor, sequences: list[Sequence]) -> list[Sampled]:
+    """What is chosen behind each sequence, and reported of it."""
+    contexts = [Context(sequence) for sequence in sequences]
+    return report(logits, range(len(contexts)), choose(logits, contexts), contexts)
+
+
+def draws(logits: Tensor, count: int = 400, **params: Any) -> Counter[int]:
     rows = [row(seed=seed, **params) for seed in range(count)]
     return Counter(sampled.token for sampled in sample(logits.expand(count, -1), rows))
 
@@ -84,3 +95,54 @@ def test_log_probabilities_are_the_models_own_whatever_the_sampling() -> None:
     assert [token for token, _ in sampled.alternatives] == [1, 2]
     assert sample(LOGITS, [row(logprobs=0)])[0].alternatives == ()
     assert sample(LOGITS, [row()])[0].logprob is None
+
+
+def test_the_many_candidates_of_a_flat_distribution_are_all_drawn() -> None:
+    logits = torch.zeros(1, 4 * CANDIDATES)
+    highest = max(draws(logits, 200, top_p=0.9))
+    assert highest > 2 * CANDIDATES
+    assert max(draws(logits, 200, top_k=2 * CANDIDATES)) < 2 * CANDIDATES
+
+
+def test_filters_see_beyond_the_candidates_what_the_whole_vocabulary_says() -> None:
+    logits = torch.randn(1, 3 * CANDIDATES, generator=torch.Generator().manual_seed(3)) / 4
+    probabilities = logits[0].softmax(-1)
+    order = probabilities.argsort(descending=True)
+    kept = int((probabilities[order].cumsum(0) - probabilities[order] < 0.2).sum())
+    assert kept < CANDIDATES
+    assert set(draws(logits, 300, top_p=0.2)) <= set(order[:kept].tolist())
+    low = probabilities.max() * 0.6
+    assert set(draws(logits, 300, min_p=0.6)) <= set((probabilities >= low).nonzero().flatten().tolist())
+
+
+def test_a_bias_is_added_to_the_logits_of_its_token() -> None:
+    assert sample(LOGITS, [row(temperature=0.0, logit_bias={3: 3.5})])[0].token == 3
+    assert sample(LOGITS, [row(temperature=0.0, logit_bias={3: 2.5, 1: -100})])[0].token == 3
+    assert 1 not in draws(LOGITS, logit_bias={1: -100})
+
+
+def even_after_odd(generated: Rows[int]) -> NDArray[np.bool_] | None:
+    """A grammar that lets even ids follow odd ones, and anything follow the rest."""
+    return np.arange(4) % 2 == 0 if generated and generated[-1] % 2 else None
+
+
+def test_a_grammar_decides_what_may_follow() -> None:
+    assert sample(LOGITS, [row((2,), temperature=0.0, mask=even_after_odd)])[0].token == 1
+    assert sample(LOGITS, [row((1,), temperature=0.0, mask=even_after_odd)])[0].token == 2
+    assert set(draws(LOGITS, mask=lambda _: np.array([True, False]))) == {0}
+
+
+def test_where_a_grammar_allows_nothing_the_answer_ends() -> None:
+    nothing = np.zeros(4, dtype=np.bool_)
+    ending = {"mask": lambda _: nothing, "stop_token_ids": frozenset({3}), "temperature": 0.0}
+    assert sample(LOGITS, [row(**ending)])[0].token == 3
+    assert sample(LOGITS, [row(**ending, min_tokens=5)])[0].token == 3
+
+
+def test_logits_that_are_no_numbers_are_an_error_that_says_where() -> None:
+    for broken in (torch.nan, torch.inf):
+        logits = torch.cat((LOGITS, LOGITS))
+        logits[1, 2] = broken
+        for temperature in (0.0, 1.0):
+            with pytest.raises(NumericsError, match="token 3 of the answer to a prompt of 1 tokens"):
+                sample(logits, [row(), row((5, 6), temperature=temperature)])

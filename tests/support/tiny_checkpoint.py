@@ -148,21 +148,22 @@ def moonlight_config(**changes: Any) -> Config:
     return {**_CONFIG, **_MOONLIGHT, **changes}
 
 
+def fp8_config(config: Config, scales: Scales = "any") -> Config:
+    """The config of the same model with FP8 weights."""
+    return {**config, "quantization_config": QUANTISATION | ({} if scales == "any" else {"scale_fmt": "ue8m0"})}
+
+
 def write_checkpoint(folder: Path, config: Config, *, seed: int = 0, fp8: bool = False) -> Tensors:
     """Write config, two shards and index; the tensors as written. `fp8` quantises what the real checkpoint does."""
     tensors = random_tensors(config, seed)
     if fp8:
-        tensors = quantise_all(tensors)
+        config, tensors = fp8_config(config), quantise_all(tensors)
     write_tensors(folder, config, tensors)
     return tensors
 
 
 def write_tensors(folder: Path, config: Config, tensors: Mapping[str, Tensor]) -> None:
-    """Write config, two shards and index of given tensors; the config says how they are quantised, if they are."""
-    scales = [tensor for name, tensor in tensors.items() if name.endswith("_scale_inv")]
-    if scales:
-        powers_of_two = all(torch.equal(scale.float().log2(), scale.float().log2().round()) for scale in scales)
-        config = {**config, "quantization_config": QUANTISATION | ({"scale_fmt": "ue8m0"} if powers_of_two else {})}
+    """Write config, two shards and index of given tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     names = list(tensors)

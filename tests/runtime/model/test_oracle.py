@@ -21,6 +21,7 @@ from tiny_checkpoint import (
     YARN,
     Config,
     Scales,
+    fp8_config,
     kimi_k2_config,
     moonlight_config,
     quantise_all,
@@ -100,7 +101,9 @@ def test_prefill_and_decode_stay_near_the_oracle_in_bfloat16(
     config: Config, fp8: bool, tmp_path: Path, load: Load, reference_logits: ReferenceLogits, tokens: list[int]
 ) -> None:
     tensors = steady_tensors(config)
-    write_tensors(tmp_path, config, quantise_all(tensors) if fp8 else tensors)
+    if fp8:
+        config, tensors = fp8_config(config), quantise_all(tensors)
+    write_tensors(tmp_path, config, tensors)
     got = logits_in_chunks(load(tmp_path, torch.bfloat16), tokens, [60])
     assert got.dtype == torch.float32
     assert relative_error(got, reference_logits(tmp_path, tokens)) < BOUNDS[torch.bfloat16]
@@ -119,7 +122,7 @@ def test_fp8_equals_the_oracle_however_scales_are_stored(
     """V3's arbitrary scales, and V3.1's powers of two as float32 and as bare exponents."""
     stored = quantise_all(steady_tensors(v3_config()), scales)
     assert stored["model.layers.0.self_attn.q_b_proj.weight"].shape == (192, 96), "ragged rows"
-    write_tensors(tmp_path, v3_config(), stored)
+    write_tensors(tmp_path, fp8_config(v3_config(), scales), stored)
     got = logits_in_chunks(load(tmp_path, dtype), tokens, [60])
     assert relative_error(got, reference_logits(tmp_path, tokens)) < BOUNDS[dtype]
 

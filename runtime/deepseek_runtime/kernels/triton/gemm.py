@@ -1,0 +1,103 @@
+"""Linear layers over weights in FP8 blocks, and over dense ones where results must not depend on the batch."""
+
+# ruff: noqa: PLR0913 - a kernel takes its addresses and sizes one by one.
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepseek_runtime.kernels.fp8 import Weight
+from deepseek_runtime.kernels.triton.hardware import Hardware
+from deepseek_runtime.kernels.triton.language import Pointer, cdiv, kernel, next_power, tl
+from deepseek_runtime.kernels.triton.tiles import Layout, Operand, multiply, storage
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """Rows and columns of the output tile of one program, and the threads that share it."""
+
+    rows: int
+    columns: int
+    warps: int
+
+    @classmethod
+    def of(cls, rows: int, *, batch_invariant: bool) -> TileShape:
+        """For `rows` rows of x per matrix: few need narrow tiles, so that every multiprocessor streams weights.
+
+        Batch-invariant tiles have one shape, because the order of a sum may depend on it.
+        """
+        if batch_invariant:
+            return cls(64, 64, 4)
+        if rows <= 32:
+            return cls(next_power(rows), 32, 4)
+        return cls(64, 64, 4) if rows <= 256 else cls(64, 128, 4)
+
+
+def linear(x_TK: Tensor, weight_NK: Weight, hardware: Hardware, *, batch_invariant: bool = False) -> Tensor:
+    """x · wᵀ [T, N] in x's type, summed in float32. The weight must be one that `tiles.is_covered`."""
+    out = torch.empty(len(x_TK), weight_NK.shape[0], dtype=x_TK.dtype, device=x_TK.device)
+    _launch(x_TK, weight_NK, out, hardware, TileShape.of(len(x_TK), batch_invariant=batch_invariant))
+    return out
+
+
+def linear_per_head(x_THK: Tensor, weight_HNK: Tensor, hardware: Hardware) -> Tensor:
+    """x times a dense matrix of each head's own [T, H, N], batch-invariant."""
+    tokens, heads, _ = x_THK.shape
+    out = torch.empty(tokens, heads, weight_HNK.shape[1], dtype=x_THK.dtype, device=x_THK.device)
+    _launch(x_THK, weight_HNK, out, hardware, TileShape.of(tokens, batch_invariant=True))
+    return out
+
+
+def _launch(x: Tensor, weight: Weight, out: Tensor, hardware: Hardware, tile: TileShape) -> None:
+    heads = out.shape[1] if out.ndim == 3 else 1
+    operand = Operand.of(x, weight, hardware.fp8)
+    _linear[(cdiv(len(x), tile.rows), cdiv(out.shape[-1], tile.columns), heads)](
+        operand.values,
+        operand.scale,
+        *storage(weight),
+        out,
+        len(x),
+        HEADS=heads,
+        BLOCK_M=tile.rows,
+        BLOCK_N=tile.columns,
+        **Layout.of(weight, hardware.fp8).arguments(),
+        num_warps=tile.warps,
+        num_stages=hardware.stages,
+    )
+
+
+@kernel("tokens")
+def _linear(
+    x: Pointer,
+    x_scale: Pointer,
+    w: Pointer,
+    w_scale: Pointer,
+    out: Pointer,
+    tokens: int,
+    HEADS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ROWS_PER_SCALE: tl.constexpr,
+    ROW_OFFSET: tl.constexpr,
+    COLUMN_OFFSET: tl.constexpr,
+    FP8_WEIGHT: tl.constexpr,
+    FP8_MATHS: tl.constexpr,
+    FNUZ: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> None:
+    token = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    head = tl.program_id(2).to(tl.int64)
+    row = token * HEADS + head
+    live = token < tokens
+    total = multiply(
+        x, x_scale, row, live, w + head * N * K, w_scale, column, BLOCK_M, BLOCK_N,
+        N, K, CHUNK, ROWS_PER_SCALE, ROW_OFFSET, COLUMN_OFFSET, FP8_WEIGHT, FP8_MATHS, FNUZ, UPCAST,
+    )  # fmt: skip
+    mask = live[:, None] & (column < N)[None, :]
+    tl.store(out + row[:, None] * N + column[None, :], total.to(out.dtype.element_ty), mask=mask)

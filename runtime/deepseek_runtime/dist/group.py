@@ -20,6 +20,8 @@ class Group:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    nodes: int = 1
+    """Machines that hold equally many neighbouring ranks; 1 where they do not."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
@@ -86,6 +88,8 @@ class ProcessGroup(Group):
     def __init__(self, topology: Topology, device: torch.device, store: Store) -> None:
         super().__init__(device)
         self.rank, self.world_size, self.local_rank = topology.rank, topology.world_size, topology.local_rank
+        nodes, rest = divmod(topology.world_size, topology.local_world_size)
+        self.nodes = 1 if rest else nodes
         self._topology = topology
         self._store = store
         self._barrier = StoreBarrier(store, topology.rank, topology.world_size)

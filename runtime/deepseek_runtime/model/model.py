@@ -17,6 +17,7 @@ from deepseek_runtime.model.cache import LatentCache
 from deepseek_runtime.model.layers import DecoderLayer, Stream
 from deepseek_runtime.model.moe import MoE
 from deepseek_runtime.model.parallelize import Shard
+from deepseek_runtime.model.rebalance import THRESHOLD, Balance, rebalance
 from deepseek_runtime.model.rope import Rope
 from deepseek_runtime.model.step import Step, plan_step
 
@@ -32,6 +33,7 @@ class DeepSeekV3Model:
 
     def __init__(self, shard: Shard, weights: Mapping[str, Weight], group: Group, kernels: Kernels) -> None:
         self.config = shard.config
+        self._group = group
         self._kernels = kernels
         parts = Assembler(shard, weights, group, kernels)
         self._embedding = parts.dense("model.embed_tokens.weight")
@@ -87,6 +89,14 @@ class DeepSeekV3Model:
         """Logits [T, V] float32 for the token after next, and the states they come from (see `draft_hidden`)."""
         drafted = self.draft_hidden(hidden, next_token_ids, batch, cache)
         return self.logits(drafted), drafted
+
+    @torch.inference_mode()
+    def rebalance(self, threshold: float = THRESHOLD) -> Balance:
+        """Move experts so that the ranks have equal work, if they have not. All ranks call it, between two steps."""
+        layers = [*self._layers, *([self._mtp.layer] if self._mtp else [])]
+        return rebalance(
+            [layer.feed_forward for layer in layers if isinstance(layer.feed_forward, MoE)], self._group, threshold
+        )
 
     def _serve(self, layers: Iterable[DecoderLayer], nothing_0D: Tensor) -> Tensor:
         """A step without tokens of this rank: its experts may still be visited. All other kernels are left out."""

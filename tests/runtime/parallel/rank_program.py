@@ -4,7 +4,9 @@ A job names a checkpoint, a layout, prompts with the rank that each lives on, an
 """
 
 import json
+import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,10 @@ def logits(model: DeepSeekV3Model, group: Group, job: Job) -> dict[str, Any]:
         first += len(tables[-1])
     states: list[list[Tensor]] = [[] for _ in own]
     drafts: list[list[Tensor]] = [[] for _ in own]
-    for start, stop in job["steps"]:
+    balance = None
+    for number, (start, stop) in enumerate(job["steps"]):
+        if number == job.get("rebalance_before"):
+            balance = model.rebalance()
         active = [index for index, prompt in enumerate(own) if start < len(prompt)]
         batch = batch_of((own[i][start:stop], start, tables[i]) for i in active)
         hidden = model.forward(batch, cache)
@@ -42,10 +47,21 @@ def logits(model: DeepSeekV3Model, group: Group, job: Job) -> dict[str, Any]:
     return {
         "logits": [model.logits(torch.cat(rows)) for rows in states],
         "drafts": [model.logits(torch.cat(rows)) for rows in drafts],
+        "balance": balance and asdict(balance),
     }
 
 
-RUNS = {function.__name__: function for function in (logits,)}
+def balanced(model: DeepSeekV3Model, group: Group, job: Job) -> dict[str, Any]:
+    """The prompts again and again, experts moving amid the second time; the ranks' balance then and after."""
+    logits(model, group, job)
+    results = logits(model, group, job | {"rebalance_before": len(job["steps"]) // 2})
+    model.rebalance(threshold=math.inf)
+    logits(model, group, job)
+    lasting = model.rebalance(threshold=math.inf).before
+    return results | {"lasting": lasting}
+
+
+RUNS = {function.__name__: function for function in (logits, balanced)}
 
 
 def main() -> None:
@@ -59,6 +75,7 @@ def main() -> None:
         dtype=getattr(torch, job.get("dtype", "float32")),
         attention=job.get("attention", "data"),
         redundant_experts=job.get("redundant", 0),
+        residency=job.get("residency", "auto"),
     )
     group.barrier("loaded", timeout=60)
     torch.save(RUNS[job["run"]](model, group, job), out / f"{group.rank}.pt")

@@ -51,9 +51,9 @@ def test_every_layout_computes_what_one_rank_computes(  # noqa: PLR0917 (a table
     run_ranks: RunRanks,
 ) -> None:
     results = run_ranks(ranks, job_of(checkpoint, prompts, homes, **layout))
-    for name, expected in alone.items():
+    for name in ("logits", "drafts"):
         for rank, result in enumerate(results):
-            own = [rows for rows, home in zip(expected, homes, strict=True) if home in (rank, None)]
+            own = [rows for rows, home in zip(alone[name], homes, strict=True) if home in (rank, None)]
             for got, wanted in zip(result[name], own, strict=True):
                 assert relative_error(got, wanted) < 1e-5, f"{name} on rank {rank}"
 

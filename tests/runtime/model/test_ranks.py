@@ -1,65 +1,83 @@
-"""Two and four real processes over gloo compute what one does, and all of them the same bits."""
+"""Case 15 on several ranks: two and four real processes over gloo compute the oracle's logits, every way."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from deepseek_runtime.model.model import DeepSeekV3Model
-from stepping import batch_of, block_table, logits_in_chunks, new_cache
-from tiny_checkpoint import Config, v3_config, write_checkpoint
+from oracle import relative_error
+from stepping import batch_of, block_table, new_cache
+from tiny_checkpoint import v3_config, write_checkpoint
+from ways import WAYS
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
+TOLERANCE = 1e-3
 
 
-def run_ranks(ranks: int, folder: Path, out: Path, tokens: list[int]) -> list[dict[str, Tensor]]:
+class Layout(NamedTuple):
+    ranks: int
+    attention: Literal["tensor", "data"]
+    heads: int = 4
+
+    def prompt_of(self, rank: int, prompt: list[int]) -> list[int]:
+        """With data attention each rank has one of its own."""
+        turn = rank if self.attention == "data" else 0
+        return prompt[turn:] + prompt[:turn]
+
+
+def run_ranks(layout: Layout, folder: Path, out: Path, tokens: list[int]) -> list[dict[str, Tensor]]:
     """What each of the processes wrote."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [*torchrun, str(PROGRAM), str(folder), str(out), *map(str, tokens)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={layout.ranks}"]
+    command = [*torchrun, str(PROGRAM), str(folder), str(out), layout.attention, *map(str, tokens)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    return [torch.load(out / f"{rank}.pt") for rank in range(ranks)]
+    return [torch.load(out / f"{rank}.pt") for rank in range(layout.ranks)]
 
 
-def assert_same_bits(results: list[dict[str, Tensor]]) -> None:
-    """Ranks that differ in a bit may choose different experts for a token."""
-    for name in ("logits", "drafts"):
-        assert all(torch.equal(result[name], results[0][name]) for result in results[1:]), (
-            f"{name} differ between ranks"
-        )
+def drafts_of(model: DeepSeekV3Model, tokens: list[int]) -> Tensor:
+    """The MTP layer's logits of all tokens but the last on one rank; the oracle judges those in test_mtp."""
+    cache = new_cache(model, len(tokens))
+    batch = batch_of([(tokens[:-1], 0, block_table(cache, len(tokens)))])
+    return model.draft_logits(model.forward(batch, cache), torch.tensor(tokens[1:]), batch, cache)[0]
 
 
 @pytest.mark.parametrize(
-    ("ranks", "config", "fp8"),
-    [(2, v3_config(num_attention_heads=3, num_key_value_heads=3), False), (4, v3_config(), True)],
-    ids=["2 ranks with heads that do not divide", "4 ranks that cut FP8 blocks"],
+    "layout",
+    [Layout(2, "tensor", heads=3), Layout(4, "tensor"), Layout(2, "data"), Layout(4, "data")],
+    ids=["2 ranks whose heads do not divide", "4 ranks", "2 ranks with data attention", "4 ranks with data attention"],
 )
-def test_ranks_together_compute_what_one_computes(
-    ranks: int, config: Config, fp8: bool, tmp_path: Path, load: Callable[[Path], DeepSeekV3Model], tokens: list[int]
+def test_ranks_together_compute_the_oracle_s_logits_whichever_way_they_go(
+    layout: Layout,
+    tmp_path: Path,
+    load: Callable[..., DeepSeekV3Model],
+    reference_logits: Callable[..., Tensor],
+    prompt: list[int],
 ) -> None:
-    write_checkpoint(tmp_path / "checkpoint", config, fp8=fp8)
-    model = load(tmp_path / "checkpoint")
-    results = run_ranks(ranks, tmp_path / "checkpoint", tmp_path, tokens)
-    for name in ("logits", "drafts"):
-        assert all(torch.equal(result[name], results[0][name]) for result in results[1:]), (
-            f"{name} differ between ranks"
-        )
-    torch.testing.assert_close(results[0]["logits"], logits_in_chunks(model, tokens, [70]), atol=1e-3, rtol=0)
-    cache = new_cache(model, 70)
-    batch = batch_of([(tokens[:-1], 0, block_table(cache, 70))])
-    drafts, _ = model.draft_logits(model.forward(batch, cache), torch.tensor(tokens[1:]), batch, cache)
-    torch.testing.assert_close(results[0]["drafts"], drafts, atol=1e-3, rtol=0)
+    """Case 15 over FP8 blocks that ranks cut."""
+    folder = tmp_path / "checkpoint"
+    write_checkpoint(folder, v3_config(num_attention_heads=layout.heads, num_key_value_heads=layout.heads), fp8=True)
+    results = run_ranks(layout, folder, tmp_path, prompt)
+    model = load(folder)
+    for rank, result in enumerate(results):
+        own = layout.prompt_of(rank, prompt)
+        expected = reference_logits(folder, own)
+        for way in WAYS:
+            assert relative_error(result[way], expected) < TOLERANCE, f"{way} on rank {rank}"
+            assert result[way].argmax(dim=-1).equal(expected.argmax(dim=-1)), f"{way} on rank {rank}"
+        assert relative_error(result["drafts"], drafts_of(model, own)) < TOLERANCE
+    if layout.attention == "tensor":
+        assert_same_bits(results)
 
 
-def test_two_ranks_equal_the_independent_reference(
-    tmp_path: Path, v3_folder: Path, reference_logits: Callable[..., Tensor], tokens: list[int]
-) -> None:
-    results = run_ranks(2, v3_folder, tmp_path, tokens)
-    assert_same_bits(results)
-    torch.testing.assert_close(results[0]["logits"], reference_logits(v3_folder, tokens), atol=1e-3, rtol=0)
+def assert_same_bits(results: list[dict[str, Tensor]]) -> None:
+    """Ranks that differ in a bit may choose different experts for the same token."""
+    for name, expected in results[0].items():
+        assert all(result[name].equal(expected) for result in results), f"{name} differ between ranks"

@@ -1,6 +1,6 @@
 """Linear layers over weights in FP8 blocks, and over dense ones where results must not depend on the batch."""
 
-# ruff: noqa: PLR0913 - a kernel takes its addresses and sizes one by one.
+# ruff: noqa: PLR0913, PLR0917 - a kernel takes its addresses and sizes one by one.
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepseek_runtime.kernels.fp8 import Weight
 from deepseek_runtime.kernels.triton.hardware import Hardware
-from deepseek_runtime.kernels.triton.language import Pointer, cdiv, kernel, next_power, tl
+from deepseek_runtime.kernels.triton.language import cdiv, kernel, next_power, tl
 from deepseek_runtime.kernels.triton.tiles import Layout, Operand, multiply, storage
 
 
@@ -70,11 +70,11 @@ def _launch(x: Tensor, weight: Weight, out: Tensor, hardware: Hardware, tile: Ti
 
 @kernel("tokens")
 def _linear(
-    x: Pointer,
-    x_scale: Pointer,
-    w: Pointer,
-    w_scale: Pointer,
-    out: Pointer,
+    x: tl.tensor,
+    x_scale: tl.tensor,
+    w: tl.tensor,
+    w_scale: tl.tensor,
+    out: tl.tensor,
     tokens: int,
     HEADS: tl.constexpr,
     BLOCK_M: tl.constexpr,

@@ -2,7 +2,7 @@
 sum over a token's experts in a third. Sums are float32 and in a fixed order: no atomics.
 """
 
-# ruff: noqa: PLR0913 - a kernel takes its addresses and sizes one by one.
+# ruff: noqa: PLR0913, PLR0917 - a kernel takes its addresses and sizes one by one.
 from __future__ import annotations
 
 import torch
@@ -13,7 +13,7 @@ from deepseek_runtime.kernels.interface import SwiGLU
 from deepseek_runtime.kernels.triton.gemm import TileShape
 from deepseek_runtime.kernels.triton.grouping import Tiles, group_by_expert, one_group, usual_rows
 from deepseek_runtime.kernels.triton.hardware import Hardware
-from deepseek_runtime.kernels.triton.language import Pointer, cdiv, kernel, next_power, tl
+from deepseek_runtime.kernels.triton.language import cdiv, kernel, next_power, tl
 from deepseek_runtime.kernels.triton.tiles import Layout, Operand, multiply, storage
 
 TOKENS_AT_ONCE = 4096
@@ -103,17 +103,17 @@ def _combine(parts_AD: Tensor, slots_TK: Tensor, weights_TK: Tensor, out_TD: Ten
 
 @kernel()
 def _gate_and_up(
-    x: Pointer,
-    x_scale: Pointer,
-    gate: Pointer,
-    gate_scale: Pointer,
-    up: Pointer,
-    up_scale: Pointer,
-    out: Pointer,
-    order: Pointer,
-    experts: Pointer,
-    firsts: Pointer,
-    counts: Pointer,
+    x: tl.tensor,
+    x_scale: tl.tensor,
+    gate: tl.tensor,
+    gate_scale: tl.tensor,
+    up: tl.tensor,
+    up_scale: tl.tensor,
+    out: tl.tensor,
+    order: tl.tensor,
+    experts: tl.tensor,
+    firsts: tl.tensor,
+    counts: tl.tensor,
     CHOSEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -155,15 +155,15 @@ def _gate_and_up(
 
 @kernel()
 def _down_kernel(
-    h: Pointer,
-    h_scale: Pointer,
-    down: Pointer,
-    down_scale: Pointer,
-    out: Pointer,
-    order: Pointer,
-    experts: Pointer,
-    firsts: Pointer,
-    counts: Pointer,
+    h: tl.tensor,
+    h_scale: tl.tensor,
+    down: tl.tensor,
+    down_scale: tl.tensor,
+    out: tl.tensor,
+    order: tl.tensor,
+    experts: tl.tensor,
+    firsts: tl.tensor,
+    counts: tl.tensor,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
@@ -199,10 +199,10 @@ def _down_kernel(
 
 @kernel()
 def _combine_kernel(
-    parts: Pointer,
-    slots: Pointer,
-    weights: Pointer,
-    out: Pointer,
+    parts: tl.tensor,
+    slots: tl.tensor,
+    weights: tl.tensor,
+    out: tl.tensor,
     D: tl.constexpr,
     CHOSEN: tl.constexpr,
     BLOCK_D: tl.constexpr,

@@ -17,7 +17,7 @@ E4M3FN_ARCHITECTURES = ("gfx950",)
 
 @dataclass(frozen=True, slots=True)
 class Fp8Format:
-    """How activations are rounded for FP8 maths: |x| up to `maximum`, scales rounded up to powers of two (ue8m0) or not.
+    """How activations are rounded for FP8 maths: to `maximum` at most, by scales that are powers of two (ue8m0) or not.
 
     MI300 multiplies e4m3fnuz only, whose largest value is 240; 224 keeps the step sizes of e4m3fn's 448.
     """
@@ -65,7 +65,7 @@ def _gpu(index: int, power_of_two: bool) -> Hardware:
 
 def amd_fp8(architecture: str) -> torch.dtype | None:
     """The FP8 type of an AMD architecture such as "gfx942:sramecc+:xnack-"; None where it has no FP8 maths."""
-    name = architecture.split(":")[0]
+    name = architecture.partition(":")[0]
     if name in FNUZ_ARCHITECTURES:
         return torch.float8_e4m3fnuz
     return torch.float8_e4m3fn if name in E4M3FN_ARCHITECTURES else None

@@ -11,12 +11,7 @@ from typing import Any, Protocol
 import triton  # type: ignore[import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
 
-__all__ = ["INTERPRETED", "Block", "Kernel", "Pointer", "cdiv", "inline", "kernel", "next_power", "tl"]
-
-Pointer = Any
-"""A tensor outside, the address of its first element inside a kernel."""
-Block = Any
-"""A block of values inside a kernel."""
+__all__ = ["INTERPRETED", "Kernel", "cdiv", "inline", "kernel", "next_power", "tl"]
 
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 """Whether kernels are interpreted on the CPU. There `tl.dot` is right in float32 only."""

@@ -5,14 +5,14 @@ splits there are follows from the batch's shape, where they lie from each sequen
 the host must know changes from step to step, so that a captured graph stays valid.
 """
 
-# ruff: noqa: PLR0913 - a kernel takes its addresses and sizes one by one.
+# ruff: noqa: PLR0913, PLR0917 - a kernel takes its addresses and sizes one by one.
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 from deepseek_runtime.kernels.triton.hardware import Hardware, upcasts
-from deepseek_runtime.kernels.triton.language import Pointer, cdiv, kernel, next_power, tl
+from deepseek_runtime.kernels.triton.language import cdiv, kernel, next_power, tl
 from deepseek_runtime.model.step import Absorbed
 
 ROWS = 16
@@ -81,14 +81,14 @@ def absorbed_attention(
     "scale", "table_stride", "qc_token_stride", "qc_head_stride", "qr_token_stride", "qr_head_stride", "cache_stride"
 )
 def _attend(
-    q_latent: Pointer,
-    q_rope: Pointer,
-    cache: Pointer,
-    tokens: Pointer,
-    lengths: Pointer,
-    table: Pointer,
-    partial: Pointer,
-    sums: Pointer,
+    q_latent: tl.tensor,
+    q_rope: tl.tensor,
+    cache: tl.tensor,
+    tokens: tl.tensor,
+    lengths: tl.tensor,
+    table: tl.tensor,
+    partial: tl.tensor,
+    sums: tl.tensor,
     scale: float,
     table_stride: int,
     qc_token_stride: int,
@@ -171,9 +171,9 @@ def _attend(
 
 @kernel()
 def _merge(
-    partial: Pointer,
-    sums: Pointer,
-    out: Pointer,
+    partial: tl.tensor,
+    sums: tl.tensor,
+    out: tl.tensor,
     C: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_C: tl.constexpr,

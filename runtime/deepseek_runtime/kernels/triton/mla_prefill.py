@@ -4,7 +4,7 @@ The softmax's state (peak, sum, mix) stays in memory between chunks, so that a l
 values at a time and the result is exact at any number of chunks.
 """
 
-# ruff: noqa: PLR0913 - a kernel takes its addresses and sizes one by one.
+# ruff: noqa: PLR0913, PLR0917 - a kernel takes its addresses and sizes one by one.
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepseek_runtime.kernels.interface import Expansion
 from deepseek_runtime.kernels.triton.hardware import Hardware, upcasts
-from deepseek_runtime.kernels.triton.language import Pointer, cdiv, kernel, next_power, tl
+from deepseek_runtime.kernels.triton.language import cdiv, kernel, next_power, tl
 
 CHUNK = 8192
 """Context positions expanded at a time: 0.5 GB of keys and values for V3's 128 heads in bf16."""
@@ -101,14 +101,14 @@ def _launch(
 
 @kernel("scale", "visible", "tokens", "context", "rope_stride")
 def _attend(
-    q_nope: Pointer,
-    q_rope: Pointer,
-    k_nope: Pointer,
-    k_rope: Pointer,
-    values: Pointer,
-    mixes: Pointer,
-    peaks: Pointer,
-    totals: Pointer,
+    q_nope: tl.tensor,
+    q_rope: tl.tensor,
+    k_nope: tl.tensor,
+    k_rope: tl.tensor,
+    values: tl.tensor,
+    mixes: tl.tensor,
+    peaks: tl.tensor,
+    totals: tl.tensor,
     scale: float,
     visible: int,
     tokens: int,

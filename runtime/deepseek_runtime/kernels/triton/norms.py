@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deepseek_runtime.kernels.triton.language import Pointer, kernel, next_power, tl
+from deepseek_runtime.kernels.triton.language import kernel, next_power, tl
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -33,12 +33,12 @@ def _launch(a_TD: Tensor, b_TD: Tensor, weight_D: Tensor, results: tuple[Tensor,
 
 
 @kernel("eps")
-def _rms_norm(  # noqa: PLR0913
-    a: Pointer,
-    b: Pointer,
-    weight: Pointer,
-    summed: Pointer,
-    out: Pointer,
+def _rms_norm(  # noqa: PLR0913, PLR0917
+    a: tl.tensor,
+    b: tl.tensor,
+    weight: tl.tensor,
+    summed: tl.tensor,
+    out: tl.tensor,
     eps: float,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,

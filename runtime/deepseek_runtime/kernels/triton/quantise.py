@@ -1,6 +1,6 @@
 """Activations to FP8: every token has one multiplier for each group of channels that shares a weight scale."""
 
-# ruff: noqa: PLR0913 - a kernel takes its addresses and sizes one by one.
+# ruff: noqa: PLR0913, PLR0917 - a kernel takes its addresses and sizes one by one.
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepseek_runtime.kernels.triton.hardware import Fp8Format
-from deepseek_runtime.kernels.triton.language import INTERPRETED, Block, Pointer, cdiv, inline, kernel, tl
+from deepseek_runtime.kernels.triton.language import INTERPRETED, cdiv, inline, kernel, tl
 
 SMALLEST_PEAK = 1e-10
 """Floor of a group's largest value, so that a group of zeros has a scale."""
@@ -64,9 +64,9 @@ def quantise_reference(x_TK: Tensor, group: int, offset: int, form: Fp8Format) -
 
 @kernel("tokens", "stride")
 def _quantise(
-    x: Pointer,
-    values: Pointer,
-    scale: Pointer,
+    x: tl.tensor,
+    values: tl.tensor,
+    scale: tl.tensor,
     tokens: int,
     stride: int,
     K: tl.constexpr,
@@ -95,14 +95,14 @@ def _quantise(
 
 
 @inline
-def _up_to_power_of_two(x: Block) -> Block:
+def _up_to_power_of_two(x: tl.tensor) -> tl.tensor:
     """Exact, unlike exp2(ceil(log2 x)): any mantissa bit carries into the exponent, then the mantissa is cut."""
     bits = x.to(tl.int32, bitcast=True) + 0x7FFFFF
     return (bits & ~0x7FFFFF).to(tl.float32, bitcast=True)
 
 
 @inline
-def _round_to_e4m3(x: Block, FNUZ: tl.constexpr) -> Block:
+def _round_to_e4m3(x: tl.tensor, FNUZ: tl.constexpr) -> tl.tensor:
     """Nearest even of three mantissa bits, in float32: the interpreter's own cast loses carries into the exponent."""
     bits = x.to(tl.int32, bitcast=True)
     normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF).to(tl.float32, bitcast=True)

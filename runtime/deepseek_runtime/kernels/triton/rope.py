@@ -1,13 +1,13 @@
 """Rotary embedding of queries, and the cache write: latent normalised, key rotated, both stored in one pass."""
 
-# ruff: noqa: PLR0913 - a kernel takes its addresses and sizes one by one.
+# ruff: noqa: PLR0913, PLR0917 - a kernel takes its addresses and sizes one by one.
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 from deepseek_runtime.kernels.interface import Latents
-from deepseek_runtime.kernels.triton.language import Pointer, cdiv, kernel, next_power, tl
+from deepseek_runtime.kernels.triton.language import cdiv, kernel, next_power, tl
 
 HEADS = 16
 """Heads of one program."""
@@ -52,9 +52,9 @@ def write_latents(joined_TW: Tensor, norm_C: Tensor, eps: float, where: Latents)
 
 @kernel("token_stride", "head_stride")
 def _rotate(
-    x: Pointer,
-    rotations: Pointer,
-    out: Pointer,
+    x: tl.tensor,
+    rotations: tl.tensor,
+    out: tl.tensor,
     token_stride: int,
     head_stride: int,
     H: tl.constexpr,
@@ -79,13 +79,13 @@ def _rotate(
 
 @kernel("joined_stride", "eps", "cache_stride")
 def _write_latents(
-    joined: Pointer,
+    joined: tl.tensor,
     joined_stride: int,
-    norm: Pointer,
+    norm: tl.tensor,
     eps: float,
-    rotations: Pointer,
-    slots: Pointer,
-    cache: Pointer,
+    rotations: tl.tensor,
+    slots: tl.tensor,
+    cache: tl.tensor,
     cache_stride: int,
     C: tl.constexpr,
     PAIRS: tl.constexpr,

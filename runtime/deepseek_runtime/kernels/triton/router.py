@@ -1,12 +1,12 @@
 """The choice of experts from router logits: one program a token does what takes plain torch a dozen launches."""
 
-# ruff: noqa: PLR0913 - a kernel takes its addresses and sizes one by one.
+# ruff: noqa: PLR0913, PLR0917 - a kernel takes its addresses and sizes one by one.
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from deepseek_runtime.kernels.triton.language import Block, Pointer, inline, kernel, next_power, tl
+from deepseek_runtime.kernels.triton.language import inline, kernel, next_power, tl
 from deepseek_runtime.model.config import RouterConfig
 
 
@@ -39,10 +39,10 @@ def choose(logits_TE: Tensor, bias_E: Tensor | None, config: RouterConfig) -> tu
 
 @kernel("scale")
 def _choose(
-    logits: Pointer,
-    bias: Pointer,
-    ids: Pointer,
-    weights: Pointer,
+    logits: tl.tensor,
+    bias: tl.tensor,
+    ids: tl.tensor,
+    weights: tl.tensor,
     scale: float,
     GROUPS: tl.constexpr,
     PER_GROUP: tl.constexpr,
@@ -94,13 +94,13 @@ def _choose(
 
 @inline
 def _mask_groups(
-    choice: Block,
-    group: Block,
-    member: Block,
+    choice: tl.tensor,
+    group: tl.tensor,
+    member: tl.tensor,
     GROUPS: tl.constexpr,
     CHOSEN_GROUPS: tl.constexpr,
     TOP_TWO: tl.constexpr,
-) -> Block:
+) -> tl.tensor:
     """Minus infinity outside the best groups."""
     merit = tl.max(choice, axis=1)
     if TOP_TWO:

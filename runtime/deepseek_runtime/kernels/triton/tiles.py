@@ -4,7 +4,7 @@ Columns of x and w are walked in chunks that coincide with the blocks of weight 
 weight begins in its first block. A chunk's products are summed by the hardware and scaled in float32 afterwards.
 """
 
-# ruff: noqa: PLR0913 - a kernel takes its addresses and sizes one by one.
+# ruff: noqa: PLR0913, PLR0917 - a kernel takes its addresses and sizes one by one.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepseek_runtime.kernels.fp8 import Fp8Weight, Weight
 from deepseek_runtime.kernels.triton.hardware import Fp8Format, upcasts
-from deepseek_runtime.kernels.triton.language import Block, Pointer, cdiv, inline, tl
+from deepseek_runtime.kernels.triton.language import cdiv, inline, tl
 from deepseek_runtime.kernels.triton.quantise import quantise
 
 DENSE_CHUNK = 64
@@ -88,13 +88,13 @@ def is_covered(weight: Weight) -> bool:
 
 @inline
 def multiply(
-    x: Pointer,
-    x_scale: Pointer,
-    row: Block,
-    live: Block,
-    w: Pointer,
-    w_scale: Pointer,
-    column: Block,
+    x: tl.tensor,
+    x_scale: tl.tensor,
+    row: tl.tensor,
+    live: tl.tensor,
+    w: tl.tensor,
+    w_scale: tl.tensor,
+    column: tl.tensor,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
@@ -107,8 +107,8 @@ def multiply(
     FP8_MATHS: tl.constexpr,
     FNUZ: tl.constexpr,
     UPCAST: tl.constexpr,
-) -> Block:
-    """Float32 [BLOCK_M, BLOCK_N] of rows `row` of x (those that are `live`) and rows `column` of one matrix w [N, K]."""
+) -> tl.tensor:
+    """Float32 [BLOCK_M, BLOCK_N] of rows `row` of x, where `live`, and rows `column` of one matrix w [N, K]."""
     chunks: tl.constexpr = (COLUMN_OFFSET + K + CHUNK - 1) // CHUNK
     ragged: tl.constexpr = (COLUMN_OFFSET != 0) or (K % CHUNK != 0)
     inside = column < N
@@ -139,7 +139,7 @@ def multiply(
 
 
 @inline
-def _dot(a: Block, b: Block, UPCAST: tl.constexpr) -> Block:
+def _dot(a: tl.tensor, b: tl.tensor, UPCAST: tl.constexpr) -> tl.tensor:
     """a · b in float32; float32 operands are never rounded to TF32."""
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
@@ -147,14 +147,14 @@ def _dot(a: Block, b: Block, UPCAST: tl.constexpr) -> Block:
 
 
 @inline
-def _decode(bits: Block) -> Block:
+def _decode(bits: tl.tensor) -> tl.tensor:
     """e4m3fn bytes over 256, exact in float16: the exponent's bias differs by eight. Needs no FP8 instruction."""
     wide = bits.to(tl.uint16)
     return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
 
 
 @inline
-def _fp8(bits: Block, FNUZ: tl.constexpr, UPCAST: tl.constexpr) -> Block:
+def _fp8(bits: tl.tensor, FNUZ: tl.constexpr, UPCAST: tl.constexpr) -> tl.tensor:
     """Bytes as the hardware's FP8. Read as fnuz, e4m3fn bytes stand for half their value, and -0 for NaN."""
     if FNUZ:
         bits = tl.where(bits == 0x80, 0, bits).to(tl.uint8)

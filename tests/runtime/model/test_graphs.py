@@ -1,0 +1,148 @@
+"""Padded decode steps against eager ones. A captured graph is stood in for by running the step again on its buffers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from deepseek_runtime.model.batch import StepBatch
+from deepseek_runtime.model.cache import LatentCache
+from deepseek_runtime.model.graphs import DecodeGraphs, Shape, shapes
+from deepseek_runtime.model.model import DeepSeekV3Model
+from deepseek_runtime.model.step import Step
+
+BLOCK, BLOCKS = 4, 40
+SCRATCH = BLOCKS - 1
+
+
+class PlannedModel(DeepSeekV3Model):
+    """The model with the seam that graphs need: a step that is laid out already."""
+
+    def run(self, token_ids_T: Tensor, step: Step, cache: LatentCache) -> Tensor:
+        self._planned = step
+        hidden = self.forward(StepBatch(token_ids_T, token_ids_T, [], [], []), cache)
+        del self._planned
+        return hidden
+
+    def rotations(self, positions_T: Tensor) -> Tensor:
+        return self._rope.rotations(positions_T)
+
+    def _plan(self, batch: StepBatch, cache: LatentCache) -> Step:
+        return self._planned if hasattr(self, "_planned") else super()._plan(batch, cache)
+
+
+@pytest.fixture
+def planned(v3_model: DeepSeekV3Model) -> PlannedModel:
+    v3_model.__class__ = PlannedModel
+    return v3_model
+
+
+def rerun(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """What a graph does: the same work on the same addresses, the result in the same place."""
+    output = function()
+    return lambda: output.copy_(function()), output
+
+
+class Counting:
+    """A capture that counts its replays by the number of rows."""
+
+    def __init__(self) -> None:
+        self.replayed: list[int] = []
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        replay, output = rerun(function)
+
+        def counted() -> None:
+            self.replayed.append(len(output))
+            replay()
+
+        return counted, output
+
+
+def prompts(lengths: list[int]) -> StepBatch:
+    """Sequences of these lengths, each in blocks of its own with room for eight tokens more."""
+    tables, used = [], 0
+    for length in lengths:
+        size = -(-(length + 8) // BLOCK)
+        tables.append(list(range(used, used + size))[::-1])
+        used += size
+    assert used <= SCRATCH
+    generator = torch.Generator().manual_seed(2)
+    return StepBatch(
+        token_ids=torch.randint(2, 200, (sum(lengths),), generator=generator),
+        positions=torch.cat([torch.arange(length) for length in lengths]),
+        query_lens=lengths,
+        context_lens=[0] * len(lengths),
+        block_tables=tables,
+    )
+
+
+def following(batch: StepBatch, queries: list[int]) -> StepBatch:
+    """A decode step behind the prompts: so many tokens of each."""
+    starts = batch.query_lens
+    return StepBatch(
+        token_ids=torch.arange(7, 7 + sum(queries)),
+        positions=torch.cat([torch.arange(s, s + q) for s, q in zip(starts, queries, strict=True)]),
+        query_lens=queries,
+        context_lens=starts,
+        block_tables=batch.block_tables,
+    )
+
+
+@pytest.fixture
+def filled(planned: PlannedModel) -> Callable[[StepBatch], LatentCache]:
+    def fill(batch: StepBatch) -> LatentCache:
+        cache = LatentCache.create(planned.config, BLOCKS, BLOCK, torch.device("cpu"), torch.float32)
+        planned.forward(batch, cache)
+        return cache
+
+    return fill
+
+
+@pytest.mark.parametrize("queries", [[1], [1, 1, 1], [2, 2, 2], [1, 2, 1], [2]])
+def test_a_padded_step_is_the_eager_one(planned, filled, queries: list[int]) -> None:
+    prompt = prompts([9, 5, 14][: len(queries)])
+    cache, step = filled(prompt), following(prompt, queries)
+    graphs, counting = DecodeGraphs(planned, cache, most_blocks=8, scratch_block=SCRATCH), Counting()
+    graphs.capture(shapes(4, speculative_tokens=1), counting)
+    ours = graphs.forward(step, cache)
+    assert counting.replayed == [{1: 1, 3: 4}[len(queries)] * max(queries)]
+
+    eager_cache = filled(prompt)
+    torch.testing.assert_close(ours, planned.forward(step, eager_cache), rtol=1e-4, atol=1e-5)
+    owned = slice(0, SCRATCH * BLOCK)
+    torch.testing.assert_close(cache.values[:, owned], eager_cache.values[:, owned], rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_of_one_step_is_left_in_the_next(planned, filled) -> None:
+    prompt = prompts([9, 5, 14])
+    cache = filled(prompt)
+    graphs = DecodeGraphs(planned, cache, most_blocks=8, scratch_block=SCRATCH)
+    graphs.capture([Shape(4, 2)], rerun)
+    graphs.forward(following(prompt, [2, 2, 2]), cache)
+    single = prompts([9])
+    ours = graphs.forward(following(single, [1]), cache)
+    expected = planned.forward(following(single, [1]), filled(single))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["prompt", "too many sequences", "table too long", "another cache", "nothing"])
+def test_what_no_graph_holds_runs_as_it_is(planned, filled, case: str) -> None:
+    prompt = prompts([9, 5, 14])
+    cache, counting = filled(prompt), Counting()
+    most_blocks = 3 if case == "table too long" else 8
+    graphs = DecodeGraphs(planned, cache, most_blocks=most_blocks, scratch_block=SCRATCH)
+    graphs.capture([Shape(2, 1)] if case == "too many sequences" else shapes(4), counting)
+    step = prompt if case == "prompt" else following(prompt, [1, 1, 1])
+    if case == "nothing":
+        step = StepBatch(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), [], [], [])
+    used = filled(prompt) if case == "another cache" else cache
+    ours = graphs.forward(step, used)
+    assert not counting.replayed
+    assert torch.equal(ours, planned.forward(step, filled(prompt) if case != "prompt" else cache))
+
+
+def test_shapes_double_up_to_the_most_sequences() -> None:
+    assert shapes(5) == [Shape(1, 1), Shape(2, 1), Shape(4, 1), Shape(8, 1)]
+    assert shapes(1, speculative_tokens=2) == [Shape(1, 1), Shape(1, 3)]

@@ -5,7 +5,11 @@ A job names a checkpoint, a layout, prompts with the rank that each lives on, an
 
 import json
 import math
+import queue
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,17 @@ from torch import Tensor
 
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.dist.init import join_group
+from deepseek_runtime.engine.blocks import BlockManager
+from deepseek_runtime.engine.engine import Engine, Event, Request, Token
+from deepseek_runtime.engine.executor import ModelExecutor
+from deepseek_runtime.engine.runner import Runner
+from deepseek_runtime.engine.sampling import SamplingParams
+from deepseek_runtime.engine.scheduler import Scheduler
+from deepseek_runtime.engine.sequence import Sequence
+from deepseek_runtime.engine.step import Operation
 from deepseek_runtime.model.model import DeepSeekV3Model
 from deepseek_runtime.weights.load import load_model
-from stepping import batch_of, block_table, new_cache
+from stepping import BLOCK_SIZE, batch_of, block_table, new_cache
 
 Job = dict[str, Any]
 
@@ -61,7 +73,65 @@ def balanced(model: DeepSeekV3Model, group: Group, job: Job) -> dict[str, Any]:
     return results | {"lasting": lasting}
 
 
-RUNS = {function.__name__: function for function in (logits, balanced)}
+def serve(model: DeepSeekV3Model, group: Group, job: Job) -> dict[str, Any]:
+    """Answers of the real engine to waves of prompts, each at home on the ranks that the job says; with idle time
+    between them, whose share of a processor each rank tells."""
+    pools = [BlockManager(16, BLOCK_SIZE) for _ in range(group.world_size)]
+    executor = ModelExecutor(model, new_cache(model, 16 * BLOCK_SIZE), group, data_parallel=True)
+    runner = Runner(executor, group, vocab_size=model.config.vocab_size, speculative_tokens=job["depth"])
+    scheduler = Scheduler(*pools, token_budget=24, max_running=8)
+    engine = Engine(runner, scheduler, max_queued=8, on_failure=sys.exit, keep_alive=0.5)
+    messages: list[Operation] = []
+    work = threading.Thread(target=runner.follow, args=(messages.append,))
+    engine.start() if group.rank == 0 else work.start()
+    answers, idle = [], []
+    for number, wave in enumerate(job["waves"]):
+        if group.rank == 0:
+            answers += ask(engine, pools, wave)
+        group.barrier(f"wave {number}", timeout=120)
+        idle.append(idle_share(job["idle_seconds"]))
+        group.barrier(f"rest {number}", timeout=120)
+    engine.stop(60) if group.rank == 0 else work.join(60)
+    return {"answers": answers, "idle": idle, "messages": len(messages)}
+
+
+def ask(engine: Engine, pools: list[BlockManager], wave: list[dict[str, Any]]) -> list[list[int]]:
+    """The answers to prompts that run together. Pools of other ranks than the wanted ones are full meanwhile."""
+    wanted = {question["home"] for question in wave} if len(pools) > 1 else {0}
+    greedy = SamplingParams(max_tokens=1, temperature=0)
+    occupied = [(pool, Sequence(-1, (0,) * pool.capacity, greedy)) for r, pool in enumerate(pools) if r not in wanted]
+    for pool, stranger in occupied:
+        pool.admit(stranger, [])
+    events: list[queue.SimpleQueue[Event]] = [queue.SimpleQueue() for _ in wave]
+    requests = [
+        Request(tuple(q["prompt"]), SamplingParams(max_tokens=q["max_tokens"], temperature=0), sink.put)
+        for q, sink in zip(wave, events, strict=True)
+    ]
+    engine.submit(requests)
+    answers = [list(tokens_of(sink)) for sink in events]
+    for pool, stranger in occupied:
+        pool.release(stranger)
+    return answers
+
+
+def tokens_of(events: queue.SimpleQueue[Event]) -> Iterator[int]:
+    """The tokens of one answer, to its end."""
+    finished = None
+    while finished is None:
+        event = events.get(timeout=120)
+        assert isinstance(event, Token), event
+        finished = event.finish_reason
+        yield event.sampled.token
+
+
+def idle_share(seconds: float) -> float:
+    """Processor seconds per second that this process uses while it has nothing to do."""
+    wall, processor = time.monotonic(), time.process_time()
+    threading.Event().wait(seconds)
+    return (time.process_time() - processor) / (time.monotonic() - wall)
+
+
+RUNS = {function.__name__: function for function in (logits, balanced, serve)}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Data attention, tensor attention and one rank alone compute the same, on 2 and on 4 ranks."""
+"""Data attention, tensor attention and one rank alone compute the same, on 2 and on 4 ranks, on 1 and on 2 nodes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 from tiny_checkpoint import v3_config, write_checkpoint
 
 STEPS = [(0, 30), (30, 41), (41, 42), (42, 43)]
-RunRanks = Callable[[int, dict[str, Any]], list[Any]]
+RunRanks = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +33,16 @@ def job_of(checkpoint: Path, prompts: list[list[int]], homes: list[int | None], 
 
 
 @pytest.mark.parametrize(
-    ("ranks", "layout", "homes"),
+    ("place", "layout", "homes"),
     [
-        (2, {"attention": "data"}, [1, 0, 1, 1]),
-        (4, {"attention": "data", "redundant": 4}, [0, 2, 2, 0]),
-        (4, {"attention": "tensor", "redundant": 4}, [None] * 4),
+        ((2, 2), {"attention": "data"}, [1, 0, 1, 1]),
+        ((4, 1), {"attention": "data", "redundant": 4}, [0, 2, 2, 0]),
+        ((4, 1), {"attention": "tensor", "redundant": 4}, [None] * 4),
     ],
-    ids=["2 ranks with data attention", "4 of which two are idle, with copies of experts", "4 that share heads"],
+    ids=["data attention over 2 nodes", "data attention, 2 of 4 ranks idle, copies", "tensor attention, copies"],
 )
 def test_every_layout_computes_what_one_rank_computes(  # noqa: PLR0917 (a table and its fixtures)
-    ranks: int,
+    place: tuple[int, int],
     layout: dict[str, Any],
     homes: list[int | None],
     checkpoint: Path,
@@ -50,7 +50,7 @@ def test_every_layout_computes_what_one_rank_computes(  # noqa: PLR0917 (a table
     alone: dict[str, list[Tensor]],
     run_ranks: RunRanks,
 ) -> None:
-    results = run_ranks(ranks, job_of(checkpoint, prompts, homes, **layout))
+    results = run_ranks(place[0], job_of(checkpoint, prompts, homes, **layout), nodes=place[1])
     for name in ("logits", "drafts"):
         for rank, result in enumerate(results):
             own = [rows for rows, home in zip(alone[name], homes, strict=True) if home in (rank, None)]

@@ -68,7 +68,7 @@ class EchoExecutor:
         return torch.stack(rows) if rows else torch.empty(0, self.vocab_size + PAD)
 
     def draft(self, outcome: Outcome) -> Tensor:
-        """Logits for the token after next, which are right unless that token's position is a multiple of three."""
+        """Logits for the token after next, which are right for about two contexts in three."""
         self._drafting = []
         for part, result in zip(self.steps[-1].sequences, outcome.sequences, strict=True):
             context = self.cache[list(part.block_table)].flatten()[: part.start + result.kept].tolist()
@@ -84,7 +84,7 @@ class EchoExecutor:
 
     def _draft_logits(self) -> Tensor:
         contexts = [context for context, _ in self._drafting]
-        rows = [self._logits(context if len(context) % 3 else [*context, 7]) for context in contexts]
+        rows = [self._logits(context if sum(context) % 3 else [*context, 7]) for context in contexts]
         return torch.stack(rows) if rows else torch.empty(0, self.vocab_size + PAD)
 
     def _logits(self, context: list[int]) -> Tensor:

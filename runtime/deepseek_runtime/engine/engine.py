@@ -201,7 +201,7 @@ class Engine:
             preemptions=scheduler.preemptions,
             prefix_queries=sum(pool.queries for pool in scheduler.pools),
             prefix_hits=sum(pool.hits for pool in scheduler.pools),
-            speculation=self._runner.speculation,
+            speculation=self._runner.speculation.snapshot(),
             steps=self._steps,
             step_age=time.monotonic() - self._progress,
         )

@@ -59,7 +59,7 @@ class Runner:
     """Runs steps on this rank. `vocab_size` is the tokenizer's: ids beyond it are padding and never chosen."""
 
     def __init__(self, executor: Executor, channel: Channel, *, vocab_size: int, speculative_tokens: int = 0) -> None:
-        self.speculation = Speculation()
+        self.speculation = Speculation.of(speculative_tokens)
         self._executor = executor
         self._channel = channel
         self._vocab_size = vocab_size

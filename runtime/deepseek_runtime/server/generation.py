@@ -27,6 +27,7 @@ class Job:
     n: int = 1
     stops: tuple[str, ...] = ()
     include_stop: bool = False
+    priority: int = 0
     arrived: float = field(default_factory=time.monotonic)
 
 
@@ -46,6 +47,7 @@ class Choice:
     def __init__(self, index: int, tokenizer: Tokenizer, job: Job) -> None:
         self.index = index
         self.tokens = 0
+        self.cached = 0
         self.finished = False
         self._ends = job.params.stop_token_ids
         self._text = Detokenizer(tokenizer)
@@ -55,6 +57,7 @@ class Choice:
     def push(self, token: Token) -> Piece | None:
         """Take a token; a piece if that makes text visible or ends the choice."""
         self.tokens += 1
+        self.cached = token.cached
         self._pending.append(token.sampled)
         reason = token.finish_reason
         ended = reason is FinishReason.STOP and token.sampled.token in self._ends
@@ -92,6 +95,11 @@ class Generation:
     def completion_tokens(self) -> int:
         return sum(choice.tokens for choice in self._choices)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts that were in the cache already, each prompt counted once."""
+        return sum(choice.cached for choice in self._choices[:: self._job.n])
+
     async def pieces(self) -> AsyncGenerator[Piece | None, None]:
         """Pieces of all choices as they come; None when nothing came for a while, so that a stream can show life.
 
@@ -116,7 +124,7 @@ class Generation:
         sinks = [_sink(self._events, asyncio.get_running_loop(), choice.index) for choice in self._choices]
         job = self._job
         requests = [
-            Request(job.prompts[i // job.n], replace(job.params, seed=job.params.seed + i % job.n), sink)
+            Request(job.prompts[i // job.n], replace(job.params, seed=job.params.seed + i % job.n), sink, job.priority)
             for i, sink in enumerate(sinks)
         ]
         try:

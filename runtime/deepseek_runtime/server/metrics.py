@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from deepseek_runtime.engine.engine import EngineStats
+from deepseek_runtime.engine.speculation import Speculation
 from deepseek_runtime.health import Health
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -98,24 +99,64 @@ class _Gauges(Collector):
             yield from self._engine(stats)
 
     def _engine(self, stats: EngineStats) -> Iterator[Metric]:
-        both = {
-            "num_requests_running": ("requests_running", "Sequences in the batch", float(stats.running)),
-            "num_requests_waiting": ("requests_waiting", "Sequences in the queue", float(stats.waiting)),
-            "kv_cache_usage_perc": ("cache_usage", "Share of cache blocks in use, 0 to 1", stats.cache_usage),
-        }
-        for alias, (own, text, value) in both.items():
-            yield _gauge(f"dsv3_{own}", text, value)
-            family = GaugeMetricFamily(f"vllm:{alias}", text, labels=list(self._labels))
-            family.add_metric(list(self._labels.values()), value)
-            yield family
+        yield from self._both(GaugeMetricFamily, (
+            ("requests_running", "num_requests_running", "Sequences in the batch", stats.running),
+            ("requests_waiting", "num_requests_waiting", "Sequences in the queue", stats.waiting),
+            ("cache_usage", "kv_cache_usage_perc", "Share of cache blocks in use, 0 to 1", stats.cache_usage),
+        ))  # fmt: skip
+        yield from self._both(CounterMetricFamily, (
+            ("preemptions", "num_preemptions", "Sequences put back for want of blocks", stats.preemptions),
+            ("prefix_cache_queries", "prefix_cache_queries", "Tokens looked up in the prefix cache",
+             stats.prefix_queries),
+            ("prefix_cache_hits", "prefix_cache_hits", "Tokens found in the prefix cache", stats.prefix_hits),
+        ))  # fmt: skip
         yield _gauge("dsv3_last_step_age_seconds", "Time since the group last proved progress", stats.step_age)
         yield CounterMetricFamily("dsv3_steps", "Steps with work", value=stats.steps)
-        yield CounterMetricFamily("dsv3_preemptions", "Sequences put back for want of blocks", value=stats.preemptions)
-        alias_family = CounterMetricFamily(
-            "vllm:num_preemptions", "Sequences put back for want of blocks", labels=list(self._labels)
+        yield from self._speculation(stats.speculation)
+
+    def _speculation(self, counts: Speculation) -> Iterator[Metric]:
+        """Acceptance by position; and tokens per forward, the quotient of two counters."""
+        forwards = "Forward passes of single sequences that ended in new tokens"
+        yield CounterMetricFamily("dsv3_sequence_forwards", forwards, value=counts.forwards)
+        yield CounterMetricFamily(
+            "dsv3_sequence_tokens", "New tokens that these passes made certain", value=counts.tokens
         )
-        alias_family.add_metric(list(self._labels.values()), stats.preemptions)
-        yield alias_family
+        drafted, accepted = "Tokens drafted by the MTP layer and verified", "Drafted tokens that were accepted"
+        yield _by_position("dsv3_spec_decode_num_draft_tokens", drafted, counts.drafted, {})
+        yield _by_position("dsv3_spec_decode_num_accepted_tokens", accepted, counts.accepted, {})
+        alias = "vllm:spec_decode_num_accepted_tokens_per_pos"
+        yield _by_position(alias, accepted, counts.accepted, self._labels)
+        for name, text, value in (
+            ("num_drafts", "Sequences of all steps that had drafts to verify", sum(counts.drafted[:1])),
+            ("num_draft_tokens", drafted, sum(counts.drafted)),
+            ("num_accepted_tokens", accepted, sum(counts.accepted)),
+        ):
+            yield self._alias(CounterMetricFamily, f"spec_decode_{name}", text, value)
+
+    def _both(
+        self,
+        kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+        figures: Iterable[tuple[str, str, str, float]],
+    ) -> Iterator[Metric]:
+        """Figures of (own name, alias, text, value) under both names."""
+        for own, alias, text, value in figures:
+            yield kind(f"dsv3_{own}", text, value=value)
+            yield self._alias(kind, alias, text, value)
+
+    def _alias(
+        self, kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, text: str, value: float
+    ) -> Metric:
+        family = kind(f"vllm:{name}", text, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), value)
+        return family
+
+
+def _by_position(name: str, text: str, values: Sequence[int], labels: Mapping[str, str]) -> Metric:
+    """A counter for each place in a draft, the first being 0."""
+    family = CounterMetricFamily(name, text, labels=[*labels, "position"])
+    for position, value in enumerate(values):
+        family.add_metric([*labels.values(), str(position)], value)
+    return family
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

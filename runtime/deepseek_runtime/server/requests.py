@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from typing import TypeVar
 
 import orjson
@@ -75,11 +76,15 @@ def encode_text(service: Service, text: str, *, add_special_tokens: bool) -> lis
 def _encode_prompt(service: Service, prompt: str | list[int], body: CompletionBody) -> tuple[int, ...]:
     if isinstance(prompt, str):
         return tuple(encode_text(service, prompt, add_special_tokens=body.add_special_tokens))
-    size = service.tokenizer.size
-    wrong = next((id_ for id_ in prompt if not 0 <= id_ < size), None)
-    if wrong is not None:
-        raise ApiError(400, f"token id {wrong} is outside of the vocabulary, 0 to {size - 1}", param="prompt")
+    _check_ids(service, prompt, "prompt")
     return tuple(prompt)
+
+
+def _check_ids(service: Service, ids: Iterable[int], field: str) -> None:
+    size = service.tokenizer.size
+    wrong = next((id_ for id_ in ids if not 0 <= id_ < size), None)
+    if wrong is not None:
+        raise ApiError(400, f"token id {wrong} is outside of the vocabulary, 0 to {size - 1}", param=field)
 
 
 def _job(service: Service, prompts: tuple[tuple[int, ...], ...], body: GenerationBody, field: str) -> Job:
@@ -95,10 +100,13 @@ def _job(service: Service, prompts: tuple[tuple[int, ...], ...], body: Generatio
         n=body.n or 1,
         stops=tuple(body.stop or ()),
         include_stop=body.include_stop_str_in_output,
+        priority=body.priority or 0,
     )
 
 
 def _sampling(service: Service, body: GenerationBody, max_tokens: int) -> SamplingParams:
+    _check_ids(service, body.stop_token_ids or (), "stop_token_ids")
+    _check_ids(service, body.logit_bias or (), "logit_bias")
     ends = frozenset() if body.ignore_eos else service.tokenizer.stop_ids
     return SamplingParams(
         max_tokens=max_tokens,
@@ -109,6 +117,7 @@ def _sampling(service: Service, body: GenerationBody, max_tokens: int) -> Sampli
         presence_penalty=_default(body.presence_penalty, 0.0),
         frequency_penalty=_default(body.frequency_penalty, 0.0),
         repetition_penalty=_default(body.repetition_penalty, 1.0),
+        logit_bias=body.logit_bias or {},
         seed=secrets.randbits(62) if body.seed is None else body.seed,
         stop_token_ids=ends | frozenset(body.stop_token_ids or ()),
         min_tokens=body.min_tokens,

@@ -80,7 +80,8 @@ class GenerationBody(Body):
     best_of: int | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    logit_bias: Annotated[dict[str, float] | None, Unsupported] = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    priority: int | None = None
 
     @model_validator(mode="after")
     def _refuse(self) -> GenerationBody:

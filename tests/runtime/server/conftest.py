@@ -45,11 +45,14 @@ class SlowEcho(EchoExecutor):
 class EchoServer:
     """Engine, health and HTTP server; names `echo` and `org/echo`; a context of 512 tokens."""
 
-    def __init__(self, folder: Path, *, max_running: int = 4, max_queued: int = 8, **state: Any) -> None:
+    def __init__(
+        self, folder: Path, *, max_running: int = 4, max_queued: int = 8, speculative_tokens: int = 0, **state: Any
+    ) -> None:
         self.tokenizer = Tokenizer(folder)
         self.executor = SlowEcho()
         scheduler = Scheduler(BlockManager(256, 16), token_budget=64, max_running=max_running)
-        runner = Runner(self.executor, Group(), vocab_size=self.tokenizer.size)
+        size = self.tokenizer.size
+        runner = Runner(self.executor, Group(), vocab_size=size, speculative_tokens=speculative_tokens)
         self.engine = Engine(runner, scheduler, max_queued=max_queued, on_failure=lambda _: None, keep_alive=0.2)
         self.health = Health(rank=0, world_size=1, stall_seconds=5)
         keys = state.pop("api_key_folder", None)

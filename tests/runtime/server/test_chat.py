@@ -153,6 +153,25 @@ def test_log_probabilities_have_the_shape_of_the_chat_api(server: Any) -> None:
     assert all(len(entry.top_logprobs) == 2 for entry in pieces)
 
 
+def test_a_bias_makes_a_token_likely_or_impossible(server: Any) -> None:
+    ended = server.openai.chat.completions.create(**ask("abc", logit_bias={"1": 100}))
+    assert (ended.choices[0].message.content, ended.usage.completion_tokens) == ("", 1)
+    [b] = server.tokenizer.encode("b")
+    without = server.openai.chat.completions.create(**ask("abc", logit_bias={str(b): -100}, max_tokens=3))
+    assert without.choices[0].message.content[0] == "a"
+    assert "b" not in without.choices[0].message.content
+
+
+def test_usage_tells_how_much_of_a_repeated_prompt_was_in_the_cache(server: Any) -> None:
+    body = ask("a prompt that nobody has asked before this test", max_tokens=2)
+    first, second, twice = (
+        server.openai.chat.completions.create(**body, **extra).usage for extra in ({}, {}, {"n": 2})
+    )
+    cached = [usage.prompt_tokens_details.cached_tokens for usage in (first, second, twice)]
+    assert cached[0] < 16
+    assert cached[1] == cached[2] == 48
+
+
 def test_models_are_listed_under_all_their_names(server: Any) -> None:
     assert [model.id for model in server.openai.models.list()] == ["echo", "org/echo"]
     assert server.openai.models.retrieve("org/echo").id == "org/echo"
@@ -234,7 +253,11 @@ def test_a_prompt_that_is_too_long_names_both_numbers(server: Any) -> None:
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"tools": [{"type": "function"}]}, "tools", "not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "json_object"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x", "valid integer"),
+        ({"logit_bias": {"999": 1}}, "logit_bias", "token id 999"),
+        ({"stop_token_ids": [260]}, "stop_token_ids", "token id 260"),
+        ({"priority": "high"}, "priority", "valid integer"),
         ({"best_of": 3}, None, "best_of 3"),
         ({"top_logprobs": 2}, None, "needs logprobs"),
         ({"continue_final_message": True}, None, "assistant"),

@@ -229,9 +229,37 @@ def test_metrics_have_our_names_and_those_that_gateways_read(server: Any) -> Non
         ("dsv3_inter_token_latency_seconds_count", f"vllm:inter_token_latency_seconds_count{{{alias}}}"),
         ("dsv3_request_seconds_count", f"vllm:e2e_request_latency_seconds_count{{{alias}}}"),
         ("dsv3_preemptions_total", f"vllm:num_preemptions_total{{{alias}}}"),
+        ("dsv3_prefix_cache_queries_total", f"vllm:prefix_cache_queries_total{{{alias}}}"),
+        ("dsv3_prefix_cache_hits_total", f"vllm:prefix_cache_hits_total{{{alias}}}"),
     ]:
         assert server.metric(own) == server.metric(other)
     assert server.metric("dsv3_prompt_tokens_total") == 6
     assert server.metric("dsv3_generation_tokens_total") == 4
     assert server.metric('dsv3_requests_finished_total{finished_reason="stop"}') == 1
     assert server.metric("dsv3_ready") == 1
+
+
+def test_metrics_tell_how_drafts_fare_by_position(make_server: Callable[..., Any]) -> None:
+    server = make_server(speculative_tokens=2)
+    server.open()
+    text = "The quick brown fox jumps over the lazy dog."
+    body = {"model": "echo", "messages": [{"role": "user", "content": text}], "temperature": 0}
+    plain = {**body, "logprobs": True, "top_logprobs": 1}
+    answer = server.client.post("/v1/chat/completions", json=plain).json()["choices"][0]
+    assert answer["message"]["content"] == text
+    assert len(answer["logprobs"]["content"]) == 45
+    assert all(entry["logprob"] == pytest.approx(0, abs=1e-4) for entry in answer["logprobs"]["content"])
+    drafted, accepted = (
+        [server.metric(f'dsv3_spec_decode_num_{kind}_tokens_total{{position="{i}"}}') for i in range(2)]
+        for kind in ("draft", "accepted")
+    )
+    assert drafted[0] >= drafted[1] > 0
+    assert all(0 < held < tried for held, tried in zip(accepted, drafted, strict=True))
+    alias = 'engine="0",model_name="echo"'
+    assert server.metric(f"vllm:spec_decode_num_drafts_total{{{alias}}}") == drafted[0]
+    assert server.metric(f"vllm:spec_decode_num_draft_tokens_total{{{alias}}}") == sum(drafted)
+    assert server.metric(f"vllm:spec_decode_num_accepted_tokens_total{{{alias}}}") == sum(accepted)
+    per_position = f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{{alias},position="1"}}'
+    assert server.metric(per_position) == accepted[1]
+    assert server.metric("dsv3_sequence_tokens_total") == 45
+    assert server.metric("dsv3_sequence_forwards_total") < 35

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedCo
 from rich.progress import Progress as Bar
 
 from deepseek_runtime import sizing
+from deepseek_runtime.model.config import load_config
 from deepseek_runtime.settings import Settings, StartupError, checkpoint_folder, package_version
 from deepseek_runtime.weights.download import LineReport, Order, Progress, Receipt, Report, download
 from deepseek_runtime.weights.hub import DownloadError, Hub
@@ -112,7 +112,8 @@ def plan(
         raise StartupError(f"accelerator {accelerator!r} is not known, only {', '.join(sizing.ACCELERATORS)}")
     if attention not in ("tensor", "data"):
         raise StartupError(f"--attention must be tensor or data, not {attention!r}")
-    layout = sizing.Layout(nodes=nodes, per_node=per_node, attention="data" if attention == "data" else "tensor")
+    mode: sizing.Attention = "data" if attention == "data" else "tensor"
+    layout = sizing.Layout(nodes=nodes, per_node=per_node, attention=mode, split_dense=False)
     out.print(sizing.advise(_shape(model), layout, device.memory_bytes), highlight=False, soft_wrap=True)
 
 
@@ -156,7 +157,7 @@ def _shape(model: str) -> sizing.ModelShape:
     file = checkpoint_folder(model) / "config.json"
     if not file.is_file():
         raise StartupError(f"{model}: neither a known hub name nor a folder with config.json")
-    return sizing.ModelShape.from_config(json.loads(file.read_text(encoding="utf-8")))
+    return load_config(file.parent).shape
 
 
 @contextmanager

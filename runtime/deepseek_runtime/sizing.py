@@ -7,9 +7,9 @@ GB is 10⁹ bytes, GiB is 2³⁰; memory is per accelerator (one rank), tokens a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 GIB = 2**30
 BLOCK = 128
@@ -60,7 +60,7 @@ ACCELERATORS: dict[str, Accelerator] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The numbers of a `config.json` that decide sizes. `quantised` means FP8 blocks with one F32 scale each."""
+    """The numbers of a model that decide sizes. `quantised` means FP8 blocks with one F32 scale each."""
 
     hidden_size: int
     vocab_size: int
@@ -79,32 +79,6 @@ class ModelShape:
     shared_experts: int
     quantised: bool
     max_position: int
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
-        """Read the fields of a raw `config.json`; ValueError names a field that is missing."""
-        try:
-            return cls(
-                hidden_size=config["hidden_size"],
-                vocab_size=config["vocab_size"],
-                layers=config["num_hidden_layers"],
-                dense_layers=min(config.get("first_k_dense_replace", 0), config["num_hidden_layers"]),
-                mtp_layers=config.get("num_nextn_predict_layers") or 0,
-                heads=config["num_attention_heads"],
-                q_lora_rank=config.get("q_lora_rank") or None,
-                kv_lora_rank=config["kv_lora_rank"],
-                qk_nope_head_dim=config["qk_nope_head_dim"],
-                qk_rope_head_dim=config["qk_rope_head_dim"],
-                v_head_dim=config["v_head_dim"],
-                intermediate_size=config["intermediate_size"],
-                moe_intermediate_size=config["moe_intermediate_size"],
-                experts=config["n_routed_experts"],
-                shared_experts=config.get("n_shared_experts") or 0,
-                quantised=(config.get("quantization_config") or {}).get("quant_method") == "fp8",
-                max_position=config["max_position_embeddings"],
-            )
-        except KeyError as error:
-            raise ValueError(f"config.json: {error.args[0]} is missing, so sizes cannot be computed") from None
 
     def dequantised(self) -> ModelShape:
         """The same model held in BF16."""
@@ -166,7 +140,7 @@ class Layout:
 
     `attention`: "tensor" splits the heads over the ranks, which all hold the same cache; "data" gives each rank whole
     attention and its own requests. `split_dense`: tensor mode also splits shared experts, dense layers,
-    embedding and head, which the native engine does not do yet.
+    embedding and head, which the native engine does not do.
     """
 
     nodes: int

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deepseek_runtime.model.fields import ConfigError as ConfigError
-from deepseek_runtime.model.fields import Fields, Json, Values
+from deepseek_runtime.model.fields import ConfigError, Fields, Json, Values
+from deepseek_runtime.sizing import ModelShape
+
+__all__ = ["ConfigError", "ModelConfig", "RopeConfig", "RouterConfig", "load_config", "parse_config"]
 
 Family = Literal["v3", "v2"]
 
@@ -86,6 +88,29 @@ class ModelConfig:
     @property
     def num_cache_layers(self) -> int:
         return self.num_layers + self.num_mtp_layers
+
+    @property
+    def shape(self) -> ModelShape:
+        """What the planner counts."""
+        return ModelShape(
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            layers=self.num_layers,
+            dense_layers=self.num_dense_layers,
+            mtp_layers=self.num_mtp_layers,
+            heads=self.num_heads,
+            q_lora_rank=self.q_lora_rank,
+            kv_lora_rank=self.kv_lora_rank,
+            qk_nope_head_dim=self.qk_nope_head_dim,
+            qk_rope_head_dim=self.qk_rope_head_dim,
+            v_head_dim=self.v_head_dim,
+            intermediate_size=self.intermediate_size,
+            moe_intermediate_size=self.moe_intermediate_size,
+            experts=self.router.experts,
+            shared_experts=self.num_shared_experts,
+            quantised=self.fp8_block is not None,
+            max_position=self.max_position,
+        )
 
     def is_dense(self, layer: int) -> bool:
         """Whether a layer has a plain MLP rather than experts; the MTP layer has experts."""

@@ -1,0 +1,247 @@
+// Absorbed attention: a few queries of each sequence over its cached rows, all heads at once.
+//
+// The keys of a sequence are cut into parts of fixed size, whose softmax sums are merged in order afterwards: threads have
+// something to share even in one long sequence, and the result depends on nothing but the sequence.
+#include <cmath>
+#include <limits>
+
+#include "matrix.h"
+#include "mix.h"
+
+namespace dsv3 {
+
+constexpr int64_t PART = 1024, TILE = 64;
+
+// What `Absorbed` in Python says, for queries [tokens, heads]; strides in elements.
+struct Queries {
+    const void *nope, *rope;
+    int64_t nope_token, nope_head, rope_token, rope_head;
+    int64_t heads, nope_width, rope_width;
+};
+struct Paging {
+    const int64_t *tokens, *lengths, *blocks;  // [sequences, queries] twice, [sequences, blocks]
+    int64_t sequences, queries, blocks_stride, block_size, context;
+};
+struct Expansion {
+    const void *up_key, *up_value;  // [heads, nope, latent], [heads, value, latent]
+    int64_t latent, value;
+    float scale;
+};
+
+template <class T>
+using DotPolicy = std::conditional_t<std::is_same_v<T, Bf16>, Bf16ByBf16, FloatByFloat>;
+
+struct AbsorbedQueries;
+struct Scores;
+struct Probabilities;
+struct PartialSums;
+struct PartialMixes;
+struct HeadMix;
+
+// One softmax over keys that come in tiles: the running maximum and sum of each query, next to its mix of rows.
+struct Running {
+    float peak, total;
+};
+
+// Turns scores of `count` visible keys into probabilities relative to a new peak; the rest of the tile becomes 0.
+template <class T>
+void soften(float* scores, int64_t count, float scale, Running& running, T* probabilities, float* mix, int64_t width) {
+    __m512 best = _mm512_set1_ps(running.peak);
+    const __m512 factor = _mm512_set1_ps(scale);
+    for (int64_t k = 0; k < count; k += 16) {
+        const __mmask16 mask = first16(count - k);
+        const __m512 scaled = _mm512_mul_ps(load(scores + k, mask), factor);
+        _mm512_storeu_ps(scores + k, scaled);
+        best = _mm512_mask_max_ps(best, mask, best, scaled);
+    }
+    const float peak = _mm512_reduce_max_ps(best);
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t k = 0; k < TILE; k += 16) {
+        const __mmask16 mask = count > k ? first16(count - k) : 0;
+        const __m512 p = _mm512_maskz_mov_ps(mask, exp(_mm512_sub_ps(load(scores + k), _mm512_set1_ps(peak))));
+        sum = _mm512_add_ps(sum, p);
+        store(probabilities + k, p);
+    }
+    if (count <= 0) return;
+    const float shrink = std::exp(running.peak - peak);
+    running.total = running.total * shrink + _mm512_reduce_add_ps(sum);
+    if (running.peak != peak) scale_to(mix, shrink, width, mix);
+    running.peak = peak;
+}
+
+template <class T>
+class AbsorbedAttention {
+  public:
+    AbsorbedAttention(const Queries& q, const T* cache, const Paging& paging, const Expansion& expansion, int threads)
+        : q_(q), cache_(cache), paging_(paging), expansion_(expansion), threads_(threads) {
+        width_ = expansion.latent + q.rope_width;
+        padded_ = round_up(width_, P::step);
+        rows_ = paging.queries * q.heads;
+        parts_ = (paging.context + PART - 1) / PART;
+        queries_ = scratch<AbsorbedQueries, T>(paging.sequences * rows_ * padded_);
+        running_ = scratch<PartialSums, Running>(paging.sequences * parts_ * rows_);
+        mixes_ = scratch<PartialMixes, float>(paging.sequences * parts_ * rows_ * expansion.latent);
+    }
+
+    void run(T* out) {
+        parallel_for(q_.heads, 1, threads_, [&](int64_t begin, int64_t end) {
+            for (int64_t head = begin; head < end; head++) absorb(head);
+        });
+        parallel_for(paging_.sequences * parts_, 1, threads_, [&](int64_t begin, int64_t end) {
+            for (int64_t item = begin; item < end; item++) attend(item / parts_, item % parts_);
+        });
+        parallel_for(q_.heads, 1, threads_, [&](int64_t begin, int64_t end) {
+            for (int64_t head = begin; head < end; head++) expand(head, out);
+        });
+    }
+
+  private:
+    using P = DotPolicy<T>;
+
+    int64_t all() const { return paging_.sequences * paging_.queries; }
+    T* query(int64_t index, int64_t head) const { return queries_ + (index * q_.heads + head) * padded_; }
+
+    // W_UK of a head applied to all queries, and their rotated part behind it.
+    void absorb(int64_t head) {
+        const int64_t latent = expansion_.latent;
+        const T* weight = static_cast<const T*>(expansion_.up_key) + head * q_.nope_width * latent;
+        const T* nope = static_cast<const T*>(q_.nope) + head * q_.nope_head;
+        const T* rope = static_cast<const T*>(q_.rope) + head * q_.rope_head;
+        auto& rows = *[] { static thread_local std::vector<const T*> reused; return &reused; }();
+        rows.resize(q_.nope_width);
+        for (int64_t n = 0; n < q_.nope_width; n++) rows[n] = weight + n * latent;
+        const Rows<T> view{rows.data(), q_.nope_width, latent, head + 1 < q_.heads ? q_.nope_width * latent : 0};
+        T* gathered = scratch<Probabilities, T>(all() * (q_.nope_width + 1));
+        float* mixed = scratch<HeadMix, float>(all() * latent);
+        for (int64_t i = 0; i < all(); i++) {
+            T* to = gathered + i * (q_.nope_width + 1);
+            std::memcpy(to, nope + paging_.tokens[i] * q_.nope_token, q_.nope_width * sizeof(T));
+            std::memset(to + q_.nope_width, 0, sizeof(T));
+        }
+        mix(view, gathered, q_.nope_width + 1, all(), mixed, latent, false);
+        for (int64_t i = 0; i < all(); i++) {
+            T* to = query(i, head);
+            convert(mixed + i * latent, latent, to);
+            std::memcpy(to + latent, rope + paging_.tokens[i] * q_.rope_token, q_.rope_width * sizeof(T));
+            std::memset(to + width_, 0, (padded_ - width_) * sizeof(T));
+        }
+    }
+
+    // One part of one sequence's keys.
+    void attend(int64_t sequence, int64_t part) {
+        const int64_t latent = expansion_.latent, first = (sequence * parts_ + part) * rows_;
+        Running* running = running_ + first;
+        float* mixes = mixes_ + first * latent;
+        std::fill(running, running + rows_, Running{-std::numeric_limits<float>::infinity(), 0});
+        const int64_t* lengths = paging_.lengths + sequence * paging_.queries;
+        const int64_t longest = *std::max_element(lengths, lengths + paging_.queries);
+        const int64_t stop = std::min((part + 1) * PART, longest);
+        if (part * PART >= stop) return;
+        std::fill(mixes, mixes + rows_ * latent, 0.0f);
+        float* scores = scratch<Scores, float>(rows_ * TILE);
+        T* probabilities = scratch<Probabilities, T>(rows_ * TILE);
+        for (int64_t key = part * PART; key < stop; key += TILE) {
+            const T* rows[TILE];
+            const int64_t count = std::min(TILE, stop - key);
+            for (int64_t k = 0; k < TILE; k++) rows[k] = cached(sequence, key + std::min(k, count - 1));
+            score(query(sequence * paging_.queries, 0), rows, count, scores);
+            for (int64_t r = 0; r < rows_; r++)
+                soften(scores + r * TILE, std::min(count, lengths[r / q_.heads] - key), expansion_.scale, running[r],
+                       probabilities + r * TILE, mixes + r * latent, latent);
+            mix(Rows<T>{rows, count, latent, 0}, probabilities, TILE, rows_, mixes, latent, true);
+        }
+    }
+
+    const T* cached(int64_t sequence, int64_t position) const {
+        const int64_t block = paging_.blocks[sequence * paging_.blocks_stride + position / paging_.block_size];
+        return cache_ + (block * paging_.block_size + position % paging_.block_size) * width_;
+    }
+
+    // scores[row][key] of a tile.
+    void score(const T* queries, const T* const* rows, int64_t count, float* scores) {
+        const std::vector<Segment>& segments = *[&] {
+            static thread_local std::vector<Segment> reused(1);
+            reused[0] = {0, width_, 0};
+            return &reused;
+        }();
+        for (int64_t key = 0; key < count; key += BLOCK) {
+            RowBlock<P> block;
+            std::copy(rows + key, rows + key + BLOCK, block.rows);
+            Ahead none;
+            block_times_tokens<P>(
+                block, segments, rows_, [&](int64_t row) { return queries + row * padded_; }, none,
+                [&](int64_t row, __m128 low, __m128 high) {
+                    store4(scores + row * TILE + key, low, 4);
+                    store4(scores + row * TILE + key + 4, high, 4);
+                });
+        }
+    }
+
+    // The merged parts of a head through W_UV.
+    void expand(int64_t head, T* out) {
+        const int64_t latent = expansion_.latent, value = expansion_.value;
+        T* merged = scratch<HeadMix, T>(all() * latent);
+        for (int64_t i = 0; i < all(); i++) merge(i, head, merged + i * latent);
+        const Matrix w{static_cast<const T*>(expansion_.up_value) + head * value * latent, nullptr, value, latent, latent,
+                       0, 0, 0, 0, 0, 0, 0, 0};
+        const auto segments = segments_of<P>(w);
+        const Packed<P> packed(merged, latent, all(), segments);
+        RowBlock<P> block, next;
+        for (int64_t row = 0; row < value; row += BLOCK) {
+            block.take(w, 0, row, 0, BLOCK);
+            next.take(w, 0, row + BLOCK, 0, BLOCK);
+            multiply_block<P>(
+                block, next, segments, all(), [&](int64_t i) { return packed.row(i); },
+                [&](int64_t i, __m128 low, __m128 high) {
+                    T* to = out + (i * q_.heads + head) * value + row;
+                    store4(to, low, value - row);
+                    if (value - row > 4) store4(to + 4, high, value - row - 4);
+                });
+        }
+    }
+
+    // softmax-weighted latents of one query's head: the parts' sums relative to their common peak.
+    void merge(int64_t index, int64_t head, T* to) {
+        const int64_t latent = expansion_.latent, sequence = index / paging_.queries;
+        const int64_t row = index % paging_.queries * q_.heads + head;
+        auto at = [&](int64_t part) { return (sequence * parts_ + part) * rows_ + row; };
+        float peak = -std::numeric_limits<float>::infinity(), total = 0;
+        for (int64_t part = 0; part < parts_; part++) peak = std::max(peak, running_[at(part)].peak);
+        float* sum = scratch<Scores, float>(latent);
+        std::fill(sum, sum + latent, 0.0f);
+        for (int64_t part = 0; part < parts_; part++) {
+            const Running& running = running_[at(part)];
+            if (running.total == 0) continue;
+            const float weight = std::exp(running.peak - peak);
+            total += weight * running.total;
+            add_scaled(mixes_ + at(part) * latent, weight, latent, sum);
+        }
+        scale_to(sum, 1 / total, latent, to);
+    }
+
+    const Queries& q_;
+    const T* cache_;
+    const Paging& paging_;
+    const Expansion& expansion_;
+    int threads_;
+    int64_t width_, padded_, rows_, parts_;
+    T* queries_;
+    Running* running_;
+    float* mixes_;
+};
+
+}  // namespace dsv3
+
+using namespace dsv3;
+
+// out [sequences · queries, heads, value]; everything of one type, `type`.
+DSV3_EXPORT int32_t dsv3_absorbed_attention(void* out, const Queries* q, const void* cache, const Paging* paging,
+                                            const Expansion* expansion, int32_t type, int32_t threads) {
+    auto run = [&]<class T>(T*) {
+        AbsorbedAttention<T>(*q, static_cast<const T*>(cache), *paging, *expansion, threads).run(static_cast<T*>(out));
+    };
+    if (type == BFLOAT16) run(static_cast<Bf16*>(nullptr));
+    else if (type == FLOAT32) run(static_cast<float*>(nullptr));
+    else return 1;
+    return 0;
+}

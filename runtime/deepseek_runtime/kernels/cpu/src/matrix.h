@@ -1,0 +1,193 @@
+// Weights as the callers describe them, activations packed for a policy, and blocks of eight rows times all tokens.
+#pragma once
+
+#include <cstring>
+
+#include "dot.h"
+#include "parallel.h"
+
+namespace dsv3 {
+
+enum Type : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT8 = 2 };
+
+// A matrix [rows, columns], or a stack of them. `scale` and what follows matter to FLOAT8 only: one multiplier per block,
+// counted in the whole matrix of which this is the part that begins `row_offset`, `column_offset` within its first block.
+// The layout is that of `kernels.Matrix` in Python.
+struct Matrix {
+    const void* values;
+    const float* scale;
+    int64_t rows, columns, stride, stack_stride;
+    int64_t scale_stride, scale_stack_stride;
+    int64_t block_rows, block_columns, row_offset, column_offset;
+    int32_t type;
+};
+
+constexpr int BLOCK = 8;
+
+// The segments of a row, and where each begins in packed activations.
+template <class P>
+std::vector<Segment> segments_of(const Matrix& w) {
+    std::vector<Segment> segments;
+    int64_t packed = 0;
+    for (int64_t at = 0; at < w.columns;) {
+        int64_t count = w.columns - at;
+        if (P::scaled) count = std::min(count, w.block_columns - (w.column_offset + at) % w.block_columns);
+        segments.push_back({at, count, packed});
+        at += count;
+        packed += round_up(count, P::step);
+    }
+    return segments;
+}
+
+inline int64_t packed_width(const std::vector<Segment>& segments, int64_t step) {
+    return segments.empty() ? 0 : segments.back().packed + round_up(segments.back().count, step);
+}
+
+// Rows of activations in the order a policy wants them, padded with zeros; the given rows themselves where that is it.
+template <class P>
+class Packed {
+  public:
+    using X = typename P::X;
+
+    Packed(const X* x, int64_t stride, int64_t rows, const std::vector<Segment>& segments) : rows_(rows) {
+        const auto& last = segments.back();
+        at_ = x, stride_ = stride;
+        if (P::ordered && last.count % P::step == 0) return;
+        stride_ = packed_width(segments, P::step);
+        X* to = scratch<P, X>(rows * stride_);
+        for (int64_t row = 0; row < rows; row++)
+            for (const auto& s : segments) pack(x + row * stride + s.at, s.count, to + row * stride_ + s.packed);
+        at_ = to;
+    }
+
+    const X* row(int64_t index) const { return at_ + index * stride_; }
+    int64_t rows() const { return rows_; }
+
+  private:
+    static void pack(const X* from, int64_t count, X* to) {
+        int64_t k = 0;
+        for (; k + P::step <= count; k += P::step) P::pack(from + k, to + k);
+        if (k == count) return;
+        X last[P::step] = {};
+        std::memcpy(last, from + k, (count - k) * sizeof(X));
+        P::pack(last, to + k);
+    }
+
+    const X* at_;
+    int64_t stride_, rows_;
+};
+
+// Eight weight rows, the last one repeated where there are fewer, with the scales of their blocks.
+template <class P>
+struct RowBlock {
+    const typename P::W* rows[BLOCK];
+    const float* scales[BLOCK];
+
+    // Row r of `half` rows comes from `w`, of the other half (for gate and up together) from `other`.
+    void take(const Matrix& w, int64_t slot, int64_t first, int from, int to) {
+        const auto* values = static_cast<const typename P::W*>(w.values) + slot * w.stack_stride;
+        for (int r = from; r < to; r++) {
+            const int64_t row = std::min(first + r - from, w.rows - 1);
+            rows[r] = values + row * w.stride;
+            if (P::scaled)
+                scales[r] = w.scale + slot * w.scale_stack_stride + (w.row_offset + row) / w.block_rows * w.scale_stride;
+        }
+    }
+};
+
+// What to fetch while a block is computed: the next block's rows, which lie `BLOCK / 2` together. Measured on Zen 5: the
+// processor's own prefetching is better where each row is streamed once, and blind to the gaps of computation otherwise.
+template <class P>
+Ahead ahead_of(const RowBlock<P>& next, int64_t tiles) {
+    constexpr int lines_of_step = BLOCK / 2 * (P::step * sizeof(typename P::W)) / 64;
+    Ahead ahead;
+    ahead.at[0] = reinterpret_cast<const char*>(next.rows[0]);
+    ahead.at[1] = reinterpret_cast<const char*>(next.rows[BLOCK / 2]);
+    ahead.lines = tiles > 1 || P::scaled ? static_cast<int>((lines_of_step + tiles - 1) / tiles) : 0;
+    return ahead;
+}
+
+// sink(token, low, high) gets the sums of a block's rows 0-3 and 4-7 for every token; x(token) is its packed row.
+template <class P, class Rows, class Sink>
+void block_times_tokens(const RowBlock<P>& block, const std::vector<Segment>& segments, int64_t tokens, Rows&& x,
+                        Ahead& ahead, Sink&& sink) {
+    auto run = [&](int64_t m, auto width) {
+        constexpr int C = decltype(width)::value;
+        const typename P::X* rows[C];
+        for (int c = 0; c < C; c++) rows[c] = x(m + c);
+        __m128 sums[C][2];
+        if constexpr (!P::scaled || C == 1) {
+            tile<P, 8, C>(block.rows, rows, segments.data(), segments.size(), block.scales, ahead, sums);
+        } else {
+            // Two accumulators per sum: half as many rows fit into the registers.
+            for (int half = 0; half < 2; half++) {
+                __m128 four[C][1];
+                tile<P, 4, C>(block.rows + 4 * half, rows, segments.data(), segments.size(), block.scales + 4 * half,
+                              ahead, four);
+                for (int c = 0; c < C; c++) sums[c][half] = four[c][0];
+            }
+        }
+        for (int c = 0; c < C; c++) sink(m + c, sums[c][0], sums[c][1]);
+    };
+    int64_t m = 0;
+    while (tokens - m > 4 || tokens - m == 3) run(m, std::integral_constant<int, 3>{}), m += 3;
+    while (tokens - m >= 2) run(m, std::integral_constant<int, 2>{}), m += 2;
+    if (m < tokens) run(m, std::integral_constant<int, 1>{});
+}
+
+inline int64_t tiles_of(int64_t tokens) { return (tokens + 2) / 3 + (tokens % 3 == 1 && tokens > 1); }
+
+// The same for FP8 rows, which are decoded once where several tokens use them.
+template <class P, class Rows, class Sink>
+void multiply_block(const RowBlock<P>& block, const RowBlock<P>& next, const std::vector<Segment>& segments,
+                    int64_t tokens, Rows&& x, Sink&& sink) {
+    if constexpr (P::scaled) {
+        if (tokens > 1) {
+            using D = Decoded<P>;
+            const int64_t width = packed_width(segments, P::step);
+            auto* buffer = scratch<D, typename P::X>(BLOCK * width);
+            Ahead ahead = ahead_of(next, BLOCK);
+            std::vector<Segment>& packed = *[&] {
+                static thread_local std::vector<Segment> reused;
+                reused.clear();
+                for (const auto& s : segments) reused.push_back({s.packed, round_up(s.count, P::step), s.packed});
+                return &reused;
+            }();
+            RowBlock<D> decoded;
+            for (int r = 0; r < BLOCK; r++) {
+                decoded.rows[r] = buffer + r * width;
+                decoded.scales[r] = block.scales[r];
+                for (const auto& s : segments) {
+                    for (int64_t k = 0; k < s.count; k += P::step) {
+                        typename P::Vector v[P::vectors];
+                        P::weights(block.rows[r] + s.at + k, s.count - k, v);
+                        P::keep(buffer + r * width + s.packed + k, v);
+                        ahead.fetch();
+                    }
+                }
+            }
+            Ahead none;
+            block_times_tokens<D>(decoded, packed, tokens, x, none, sink);
+            return;
+        }
+    }
+    Ahead ahead = ahead_of(next, tiles_of(tokens));
+    block_times_tokens<P>(block, segments, tokens, x, ahead, sink);
+}
+
+// Calls f with the policy for activations and weights of these types; false where there is none.
+template <class F>
+bool with_policy(int32_t x, int32_t w, F&& f) {
+    if (x == BFLOAT16 && w == BFLOAT16) return f(Bf16ByBf16{}), true;
+    if (x == BFLOAT16 && w == FLOAT8) return f(Bf16ByE4m3{}), true;
+    if (x == FLOAT32 && w == FLOAT32) return f(FloatByFloat{}), true;
+    if (x == FLOAT32 && w == BFLOAT16) return f(FloatByBf16{}), true;
+    if (x == FLOAT32 && w == FLOAT8) return f(FloatByE4m3{}), true;
+    return false;
+}
+
+}  // namespace dsv3
+
+// 0, or 1 where the types have no kernel. `out` is [tokens, w.rows] of x's type.
+DSV3_EXPORT int32_t dsv3_linear(void* out, const void* x, int32_t x_type, int64_t x_stride, int64_t tokens,
+                                const dsv3::Matrix* w, int32_t threads);

@@ -18,7 +18,7 @@ from deepseek_runtime.model.sharding import Parameter, is_known_surplus, paramet
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 FP8 = "F8_E4M3"
-ITEM_BYTES = {FP8: 1, "BF16": 2, "F16": 2, "F32": 4}
+ITEM_BYTES = {FP8: 1, "F8_E8M0": 1, "BF16": 2, "F16": 2, "F32": 4}
 VECTOR_TYPES = ("BF16", "F16", "F32")
 MATRIX_TYPES = (FP8, *VECTOR_TYPES)
 SCALE_TYPES = ("F32", "BF16", "F8_E8M0")
@@ -41,11 +41,12 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies and what it is; `dtype` as safetensors writes it."""
+    """Where a tensor lies, its first byte counted from the file's, and what it is; `dtype` as safetensors writes it."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    offset: int
 
 
 Index = dict[str, TensorInfo]
@@ -102,7 +103,7 @@ def read_header(file: Path) -> Index:
             header: dict[str, Any] = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        index = {name: TensorInfo(file, e["dtype"], tuple(e["shape"])) for name, e in header.items()}
+        index = {name: _tensor(file, name, entry, 8 + length) for name, entry in header.items()}
     except OSError as error:
         raise CheckpointError(f"{file.name}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -112,6 +113,14 @@ def read_header(file: Path) -> Index:
     if (expected := 8 + length + end) != size:
         raise CheckpointError(f"{file.name}: {size:,} bytes on disk, {expected:,} by its header; fetch it again")
     return index
+
+
+def _tensor(file: Path, name: str, entry: dict[str, Any], start: int) -> TensorInfo:
+    """An entry of a header; `start` is where the file's data begins."""
+    dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if dtype in ITEM_BYTES and end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise ValueError(f"{name} of type {dtype} and shape {list(shape)} cannot have {end - begin:,} bytes")
+    return TensorInfo(file, dtype, shape, start + begin)
 
 
 def has_mtp(config: ModelConfig, index: Iterable[str]) -> bool:

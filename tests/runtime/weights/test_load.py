@@ -1,5 +1,7 @@
-"""A rank reads its own slices, keeps FP8 as FP8, and reports how far it is."""
+"""A rank reads its own slices, in the form that was chosen for them, and reports how far it is."""
 
+import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,13 @@ from torch import Tensor
 
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.kernels.fp8 import Fp8Weight, Weight
+from deepseek_runtime.model.batch import StepBatch
+from deepseek_runtime.model.cache import LatentCache
 from deepseek_runtime.model.parallelize import Shard
-from deepseek_runtime.weights.index import CheckpointError
-from deepseek_runtime.weights.load import Target, inspect, load_model, plan_parts, read_weights
+from deepseek_runtime.weights.index import ITEM_BYTES, CheckpointError
+from deepseek_runtime.weights.load import LoadSummary, inspect, load_model
+from deepseek_runtime.weights.read_parts import Target, plan_parts, read_weights
+from deepseek_runtime.weights.residency import Wanted
 from tiny_checkpoint import Tensors, dequantise, dequantise_all, v3_config, write_checkpoint, write_tensors
 
 CPU = torch.device("cpu")
@@ -23,10 +29,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensors]
     return folder, write_checkpoint(folder, CONFIG, fp8=True)
 
 
-def read(folder: Path, rank: int, ranks: int, dtype: torch.dtype = torch.float32) -> dict[str, Weight]:
+def read(
+    folder: Path,
+    rank: int,
+    ranks: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    keeps_fp8: bool = True,
+    fnuz: bool = False,
+) -> dict[str, Weight]:
     config, index = inspect(folder)
     shard = Shard.of(config, rank, ranks)
-    return read_weights(plan_parts(shard, index), shard, Target(CPU, dtype))
+    return read_weights(plan_parts(shard, index), shard, Target(CPU, dtype, keeps_fp8, fnuz)).weights
 
 
 def real(weight: Weight) -> Tensor:
@@ -71,15 +85,83 @@ def test_the_ranks_parts_put_together_are_the_checkpoint(ranks: int, checkpoint:
         assert torch.equal(experts, expected)
 
 
-def test_a_rank_plans_to_read_only_its_own_bytes(checkpoint: tuple[Path, Tensors]) -> None:
+def test_a_rank_reads_only_its_own_bytes(checkpoint: tuple[Path, Tensors]) -> None:
     config, index = inspect(checkpoint[0])
-    whole, half = (
-        {p.parameter.name: p.nbytes for p in plan_parts(Shard.of(config, ranks - 1, ranks), index)} for ranks in (1, 2)
-    )
+    held: list[dict[str, int]] = []
+    for ranks in (1, 2):
+        shard = Shard.of(config, ranks - 1, ranks)
+        parts, target = plan_parts(shard, index), Target(CPU, torch.float32)
+        held.append({part.parameter.name: math.prod(part.cut.shape) for part in parts})
+        of_file = sum(math.prod(part.cut.shape) * ITEM_BYTES[part.values.dtype] for part in parts)
+        of_scales = sum(
+            math.prod(part.scales.cut.shape) * 4 for part in parts if part.scales and target.holds_fp8(part)
+        )
+        assert read_weights(parts, shard, target).bytes_read == of_file + of_scales
+    whole, half = held
     assert {e for e in range(8) if f"model.layers.1.mlp.experts.{e}.up_proj.weight" in half} == {4, 5, 6, 7}
     for name in ("q_b_proj", "kv_b_proj", "o_proj"):
         assert half[f"model.layers.0.self_attn.{name}.weight"] * 2 == whole[f"model.layers.0.self_attn.{name}.weight"]
     assert not any("embed_tokens" in name and "layers" in name for name in whole), "the MTP layer's copies stay unread"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_fp8_every_matrix_is_dequantised_once(dtype: torch.dtype, checkpoint: tuple[Path, Tensors]) -> None:
+    folder, written = checkpoint
+    weights, plain = read(folder, 1, 2, dtype, keeps_fp8=False), dequantise_all(written)
+    assert all(isinstance(weight, Tensor) for weight in weights.values())
+    o_proj, up = weights["model.layers.2.self_attn.o_proj.weight"], weights["model.layers.3.mlp.experts.up_proj.weight"]
+    assert isinstance(up, Tensor)
+    assert torch.equal(real(o_proj), plain["model.layers.2.self_attn.o_proj.weight"][:, 64:].to(dtype))
+    assert torch.equal(up[3], plain["model.layers.3.mlp.experts.7.up_proj.weight"].to(dtype))
+
+
+def test_on_mi300_blocks_become_the_fp8_that_it_knows(checkpoint: tuple[Path, Tensors]) -> None:
+    folder, written = checkpoint
+    weights, plain = read(folder, 0, 1, fnuz=True), dequantise_all(written)
+    name = "model.layers.0.mlp.up_proj.weight"
+    weight = weights[name]
+    assert isinstance(weight, Fp8Weight)
+    assert weight.values.dtype == torch.float8_e4m3fnuz
+    assert not weight.values.float().isnan().any()
+    spread = weight.scale.repeat_interleave(128, 0)[:264].repeat_interleave(128, 1)[:, :160]
+    assert torch.equal(weight.values.float() * spread, plain[name])
+
+
+def test_an_expert_with_a_redundant_copy_is_in_both_slots(checkpoint: tuple[Path, Tensors]) -> None:
+    config, index = inspect(checkpoint[0])
+    shard = Shard.of(config, 0, 1, redundant_experts=2)
+    weights = read_weights(plan_parts(shard, index), shard, Target(CPU, torch.float32)).weights
+    stack = real(weights["model.layers.1.mlp.experts.down_proj.weight"])
+    plain = dequantise_all(checkpoint[1])
+    for slot, expert in enumerate((0, 1, 2, 3, 4, 5, 6, 7, 0, 1)):
+        assert torch.equal(stack[slot], plain[f"model.layers.1.mlp.experts.{expert}.down_proj.weight"])
+
+
+@pytest.mark.parametrize(("residency", "keeps", "word"), [("fp8", True, "stay in FP8"), ("compute", False, "become")])
+def test_loading_says_how_fp8_is_held_and_what_it_took(
+    residency: Wanted, keeps: bool, word: str, checkpoint: tuple[Path, Tensors], caplog: pytest.LogCaptureFixture
+) -> None:
+    summaries: list[LoadSummary] = []
+    with caplog.at_level(logging.INFO, "deepseek_runtime.weights"):
+        load_model(
+            checkpoint[0], Group(), device=CPU, dtype=torch.float32, residency=residency, on_loaded=summaries.append
+        )
+    (summary,) = summaries
+    assert summary.residency.keeps_fp8 is keeps
+    assert f"weights {word}" in caplog.text
+    assert f"as --weights {residency} says" in caplog.text
+    assert "GB/s" in caplog.text
+    assert summary.read < summary.held if not keeps else summary.read > 0
+
+
+def test_weights_in_both_forms_give_the_same_logits(checkpoint: tuple[Path, Tensors]) -> None:
+    ids = torch.arange(12) * 7 % 200
+    logits = []
+    for residency in ("fp8", "compute"):
+        model = load_model(checkpoint[0], Group(), device=CPU, dtype=torch.float32, residency=residency)  # type: ignore[arg-type]
+        cache = LatentCache.create(model.config, 1, 16, CPU, torch.float32)
+        logits.append(model.logits(model.forward(StepBatch(ids, torch.arange(12), [12], [0], [[0]]), cache)))
+    torch.testing.assert_close(*logits)
 
 
 def test_progress_rises_to_the_bytes_that_were_announced(checkpoint: tuple[Path, Tensors]) -> None:
@@ -106,7 +188,8 @@ def test_layers_with_some_experts_in_fp8_are_refused(tmp_path: Path, checkpoint:
     del tensors[f"{name}_scale_inv"]
     write_tensors(tmp_path, config, tensors)
     with pytest.raises(CheckpointError, match=r"experts\.5\.up_proj\.weight: some experts of this layer are FP8"):
-        load_model(tmp_path, Group(), device=CPU, dtype=torch.float32)
+        load_model(tmp_path, Group(), device=CPU, dtype=torch.float32, residency="fp8")
+    load_model(tmp_path, Group(), device=CPU, dtype=torch.float32, residency="compute")
 
 
 def test_wrong_configurations_and_group_sizes_are_checkpoint_errors(

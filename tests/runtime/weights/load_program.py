@@ -1,0 +1,38 @@
+"""Load a checkpoint in a process of its own and print what it took: `load_program.py FOLDER DTYPE RESIDENCY`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from deepseek_runtime.dist.group import Group
+from deepseek_runtime.weights.load import LoadSummary, load_model
+
+
+def memory(field: str) -> int:
+    """A figure of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def main(folder: str, dtype: str, residency: str) -> None:
+    """Print peak memory above that before loading, and the summary's figures."""
+    summaries: list[LoadSummary] = []
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here, not at the imports
+    before = memory("VmRSS")
+    model = load_model(
+        Path(folder),
+        Group(),
+        device=torch.device("cpu"),
+        dtype=getattr(torch, dtype),
+        residency=residency,  # type: ignore[arg-type]
+        on_loaded=summaries.append,
+    )
+    peak = memory("VmHWM") - before
+    assert model.config.num_layers
+    print(json.dumps({"peak": peak, "held": summaries[0].held, "read": summaries[0].read}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -3,9 +3,12 @@
 import queue
 import threading
 from collections.abc import Iterator
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 
 import pytest
+import torch
+from torch import Tensor
 
 from deepseek_runtime.engine.blocks import BlockManager
 from deepseek_runtime.engine.engine import Broken, Engine, Event, RefusedError, Request, Token
@@ -13,7 +16,7 @@ from deepseek_runtime.engine.runner import Runner
 from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.engine.scheduler import Scheduler
 from deepseek_runtime.engine.sequence import FinishReason
-from deepseek_runtime.engine.step import Operation, SequencePlan, StepPlan
+from deepseek_runtime.engine.step import Operation, Outcome, SequencePlan, StepPlan
 from fake_model import EchoExecutor, next_token
 
 
@@ -41,12 +44,32 @@ class GatedExecutor(EchoExecutor):
         self.error: Exception | None = None
         self.gate.set()
 
-    def run(self, plan: StepPlan):  # type: ignore[no-untyped-def]
+    def run(self, plan: StepPlan) -> Tensor:
         self.entered.release()
         self.gate.wait()
         if self.error:
             raise self.error
         return super().run(plan)
+
+
+class RecordingExecutor(EchoExecutor):
+    """Keeps what it was told to run."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        super().__init__(num_blocks, block_size)
+        self.calls: list[tuple[str, object]] = []
+
+    def run(self, plan: StepPlan) -> Tensor:
+        self.calls.append(("run", plan))
+        return super().run(plan)
+
+    def draft(self, outcome: Outcome) -> Tensor:
+        self.calls.append(("draft", outcome))
+        return super().draft(outcome)
+
+    def extend(self, tokens: Rows[int]) -> Tensor:
+        self.calls.append(("extend", tuple(tokens)))
+        return super().extend(tokens)
 
 
 class Sink:
@@ -68,24 +91,24 @@ class Sink:
 class Bench:
     """An engine with its surroundings."""
 
-    def __init__(self) -> None:
+    def __init__(self, channel: Channel, drafts: int = 0) -> None:
         self.executor = GatedExecutor()
-        self.channel = Channel()
+        self.channel = channel
         self.failures: list[str] = []
-        runner = Runner(self.executor, self.channel, vocab_size=260)
+        runner = Runner(self.executor, self.channel, vocab_size=260, speculative_tokens=drafts)
         scheduler = Scheduler(BlockManager(12, 4), token_budget=8, max_running=3)
         self.engine = Engine(runner, scheduler, max_queued=3, on_failure=self.failures.append, keep_alive=0.05)
         self.engine.start()
 
-    def submit(self, prompt: tuple[int, ...], max_tokens: int = 8) -> tuple[int, Sink]:
+    def submit(self, prompt: tuple[int, ...], max_tokens: int = 8, priority: int = 0) -> tuple[int, Sink]:
         sink = Sink()
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=frozenset({1}))
-        return self.engine.submit([Request(prompt, params, sink.events.put)])[0], sink
+        return self.engine.submit([Request(prompt, params, sink.events.put, priority)])[0], sink
 
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    subject = Bench()
+    subject = Bench(Channel())
     yield subject
     subject.executor.gate.set()
     subject.engine.stop(5)
@@ -105,6 +128,32 @@ def test_answers_in_a_crowded_cache_equal_those_given_alone(bench: Bench) -> Non
     assert bench.engine.stats().preemptions > 0
     assert bench.engine.drain(5)
     assert bench.engine.stats().cache_usage == 0
+
+
+@pytest.mark.parametrize("drafts", [1, 2, 3])
+def test_drafts_change_no_answer_in_a_crowded_cache(drafts: int) -> None:
+    bench = Bench(Channel(world_size=1), drafts)
+    prompts = [tuple(range(10 + n, 10 + 3 * n + 5)) for n in range(5)] + [(0, 258, 50, 51, 52, 53, 259)]
+    sinks = [bench.submit(prompt, max_tokens=14)[1] for prompt in prompts]
+    assert [sink.tokens()[0] for sink in sinks] == [alone(prompt, 14) for prompt in prompts]
+    assert bench.engine.drain(5)
+    counts = bench.engine.stats().speculation
+    assert counts.tokens > counts.forwards
+    assert all(0 < held < tried for held, tried in zip(counts.accepted, counts.drafted, strict=True))
+    assert bench.engine.stats().cache_usage == 0
+    assert bench.engine.stop(5)
+
+
+def test_better_priorities_are_served_first(bench: Bench) -> None:
+    bench.executor.gate.clear()
+    bench.submit((5, 6), max_tokens=2)
+    bench.executor.entered.acquire(timeout=10)
+    for priority in (0, 2, 1, 0, -1):
+        bench.submit((5, 6 + priority), max_tokens=2, priority=priority)
+    bench.executor.gate.set()
+    assert bench.engine.drain(5)
+    started = [part.token_ids[1] - 6 for plan in bench.executor.steps for part in plan.sequences if not part.start]
+    assert started == [0, -1, 0, 0, 1, 2]
 
 
 def test_an_end_token_ends_an_answer(bench: Bench) -> None:
@@ -170,6 +219,14 @@ def test_a_failing_step_breaks_the_group_with_a_clean_error_for_everyone(bench: 
     assert len(bench.failures) == 1
 
 
+def test_logits_that_are_no_numbers_are_told_to_everyone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.executor, "_logits", lambda _: torch.full((268,), torch.nan))
+    event = bench.submit((5, 6))[1].events.get(timeout=10)
+    assert isinstance(event, Broken)
+    assert "logits are not numbers" in event.message
+    assert bench.failures == [event.message]
+
+
 def test_requests_fail_at_once_also_while_a_step_hangs(bench: Bench) -> None:
     bench.executor.gate.clear()
     sink = bench.submit((5, 6))[1]
@@ -197,3 +254,44 @@ def test_followers_run_the_plans_they_receive_until_told_to_stop() -> None:
     Runner(executor, Follower(), vocab_size=260).follow(seen.append)
     assert executor.steps == [work]
     assert seen == [Operation.STEP, Operation.STEP, Operation.DRAIN, Operation.STOP]
+
+
+class Link:
+    """One end of a channel between two ranks of this process."""
+
+    world_size = 2
+
+    def __init__(self, rank: int, messages: queue.SimpleQueue[list[int]]) -> None:
+        self.rank = rank
+        self._messages = messages
+
+    def broadcast_ints(self, values: list[int] | None) -> list[int]:
+        if values is None:
+            return self._messages.get(timeout=10)
+        self._messages.put(values)
+        return values
+
+
+@pytest.mark.parametrize("drafts", [0, 1, 3])
+def test_a_follower_runs_every_pass_of_the_leader(drafts: int) -> None:
+    messages = queue.SimpleQueue[list[int]]()
+    executors = [RecordingExecutor(12, 4) for _ in range(2)]
+    leader, follower = (
+        Runner(executor, Link(rank, messages), vocab_size=260, speculative_tokens=drafts)
+        for rank, executor in enumerate(executors)
+    )
+    work = threading.Thread(target=follower.follow, args=(lambda _: None,))
+    work.start()
+    scheduler = Scheduler(BlockManager(12, 4), token_budget=8, max_running=3)
+    engine = Engine(leader, scheduler, max_queued=3, on_failure=pytest.fail, keep_alive=0.05)
+    engine.start()
+    sinks = [Sink() for _ in range(4)]
+    params = SamplingParams(max_tokens=14, temperature=0.0)
+    engine.submit([Request(tuple(range(9 + n)), params, sink.events.put) for n, sink in enumerate(sinks)])
+    assert [sink.tokens()[0] for sink in sinks] == [alone(tuple(range(9 + n)), 14) for n in range(4)]
+    assert engine.stop(5)
+    work.join(5)
+    assert executors[0].calls == executors[1].calls
+    assert {kind for kind, _ in executors[0].calls} == {0: {"run"}, 1: {"run", "draft"}}.get(
+        drafts, {"run", "draft", "extend"}
+    )

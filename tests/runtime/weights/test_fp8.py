@@ -1,4 +1,4 @@
-"""FP8 blocks: every byte, ragged edges, slices that begin inside a block, and the other FP8 of MI300."""
+"""Case 13, FP8 blocks: every byte, ragged edges, slices that begin inside a block, and the other FP8 of MI300."""
 
 import pytest
 import torch

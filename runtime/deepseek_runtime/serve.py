@@ -158,15 +158,15 @@ def _run(settings: Settings, health: Health, rank: int) -> Ending:
     from deepseek_runtime.dist.group import Group
     from deepseek_runtime.dist.init import join_group
     from deepseek_runtime.engine.build import load_rank, make_engine
-    from deepseek_runtime.engine.process import End, Ending, Follower, Leader, RankProcess, Role
+    from deepseek_runtime.engine.process import End, Ending, Follower, Leader, RankProcess, Role, Timeouts
 
     def prepare(group: Group, end: End) -> Role:
         loaded = load_rank(settings, group, health.report)
         if front is None:
             return Follower(health, end, loaded.runner)
-        engine = make_engine(settings, loaded, group.device, lambda message: end(Ending(1, message)))
+        engine = make_engine(settings, loaded, group.device, lambda message: end(Ending(1, message, failed=True)))
         front.open(engine, loaded.limits)
-        return Leader(health, end, engine, drain_timeout=settings.drain_timeout)
+        return Leader(health, end, engine, group, Timeouts(settings.drain_timeout, settings.stall_timeout))
 
     ending = RankProcess(health, lambda: join_group(settings.device), prepare).run()
     if front:

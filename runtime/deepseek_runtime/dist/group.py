@@ -11,6 +11,7 @@ from torch.distributed.distributed_c10d import Store
 
 from deepseek_runtime.dist.barrier import StoreBarrier
 from deepseek_runtime.dist.liveness import Liveness, OnLost
+from deepseek_runtime.dist.progress import Progress
 from deepseek_runtime.dist.topology import Topology
 
 
@@ -72,6 +73,9 @@ class Group:
     def watch(self, on_lost: OnLost) -> None:
         """From now on have `on_lost(rank, reason)` called, once and on a thread of its own, when a rank dies."""
 
+    def expect_progress(self, within: float) -> None:
+        """On a watched rank 0: from now on take the rank that lets the others wait for so many seconds for lost."""
+
     def close(self) -> None:
         """Leave the group in peace: the others do not take it for a death. No collective may be pending."""
 
@@ -93,28 +97,29 @@ class ProcessGroup(Group):
         self._topology = topology
         self._store = store
         self._barrier = StoreBarrier(store, topology.rank, topology.world_size)
+        self._progress = Progress()
         self._liveness: Liveness | None = None
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        if tensor.numel():
-            dist.all_reduce(tensor)
-        return tensor
+        return self.start_sum(tensor)()
 
     def start_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
         if not tensor.numel():
             return lambda: tensor
-        return _result(dist.all_reduce(tensor, async_op=True), tensor)
+        return self._pending(dist.all_reduce(tensor, async_op=True), tensor)
 
     def all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         return self.start_all_to_all(rows, sent, received)()
 
     def start_all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Callable[[], Tensor]:
         result = rows.new_empty((sum(received), *rows.shape[1:]))
-        return _result(dist.all_to_all_single(result, rows.contiguous(), received, sent, async_op=True), result)
+        work = dist.all_to_all_single(result, rows.contiguous(), received, sent, async_op=True)
+        return self._pending(work, result)
 
     def exchange_counts(self, counts_W: Tensor) -> tuple[list[int], list[int]]:
         announced = torch.empty_like(counts_W)
-        dist.all_to_all_single(announced, counts_W)
+        with self._progress:
+            dist.all_to_all_single(announced, counts_W)
         own, others = torch.stack((counts_W, announced)).tolist()
         return own, others
 
@@ -132,13 +137,13 @@ class ProcessGroup(Group):
         if self.rank == 0:
             assert values is not None, "rank 0 gives the values"
             head = [len(values), *values[:room]]
-            _broadcast(torch.tensor(head + [0] * (self.HEADER - len(head)), dtype=torch.int64))
+            self._broadcast(torch.tensor(head + [0] * (self.HEADER - len(head)), dtype=torch.int64))
             if len(values) > room:
-                _broadcast(torch.tensor(values[room:], dtype=torch.int64))
+                self._broadcast(torch.tensor(values[room:], dtype=torch.int64))
             return values
-        length, *received = _broadcast(torch.zeros(self.HEADER, dtype=torch.int64))
+        length, *received = self._broadcast(torch.zeros(self.HEADER, dtype=torch.int64))
         if length > room:
-            received += _broadcast(torch.zeros(length - room, dtype=torch.int64))
+            received += self._broadcast(torch.zeros(length - room, dtype=torch.int64))
         return received[:length]
 
     def barrier(self, name: str, timeout: float, on_wait: Callable[[str], None] | None = None) -> None:
@@ -148,27 +153,32 @@ class ProcessGroup(Group):
         self._barrier.report_progress(done, total)
 
     def watch(self, on_lost: OnLost) -> None:
-        self._liveness = Liveness(self._topology, self._store, on_lost)
+        self._liveness = Liveness(self._topology, self._store, on_lost, progress=self._progress)
         self._liveness.start()
+
+    def expect_progress(self, within: float) -> None:
+        if self._liveness:
+            self._liveness.expect_progress(within)
 
     def close(self) -> None:
         if self._liveness:
             self._liveness.close()
         dist.destroy_process_group()
 
+    def _pending(self, work: dist.Work | None, tensor: Tensor) -> Callable[[], Tensor]:
+        """Wait for a collective that has begun, then hand out what it fills."""
+        assert work is not None, "every process of the group takes part"
+        self._progress.enter()
 
-def _result(work: dist.Work | None, tensor: Tensor) -> Callable[[], Tensor]:
-    """Wait for a collective, then hand out what it fills."""
-    assert work is not None, "every process of the group takes part"
+        def finish() -> Tensor:
+            work.wait()
+            self._progress.leave()
+            return tensor
 
-    def finish() -> Tensor:
-        work.wait()
-        return tensor
+        return finish
 
-    return finish
-
-
-def _broadcast(tensor: Tensor) -> list[int]:
-    dist.broadcast(tensor, src=0)
-    values: list[int] = tensor.tolist()
-    return values
+    def _broadcast(self, tensor: Tensor) -> list[int]:
+        with self._progress:
+            dist.broadcast(tensor, src=0)
+        values: list[int] = tensor.tolist()
+        return values

@@ -90,7 +90,8 @@ class Liveness:
 
     def expect_progress(self, within: float) -> None:
         """On rank 0: from now on a group without any exchange for so many seconds is stalled, and so lost."""
-        self._stall_watch = StallWatch(within, time.monotonic())
+        if self._topology.rank == 0:
+            self._stall_watch = StallWatch(self._topology.world_size, within, time.monotonic())
 
     def close(self) -> None:
         """Say goodbye, so that the others do not take the end of this connection for a death."""

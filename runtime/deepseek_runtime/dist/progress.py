@@ -16,17 +16,24 @@ class Progress:
     def __init__(self) -> None:
         self.count = 0
 
-    def __enter__(self) -> None:
+    def enter(self) -> None:
         self.count += 1
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def leave(self) -> None:
         self.count += 1
+
+    def __enter__(self) -> None:
+        self.enter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.leave()
 
 
 @dataclass(slots=True)
 class StallWatch:
-    """Judges the counts of all ranks; times are in seconds of one clock, `limit` is how long nothing may change."""
+    """Judges the counts of all `ranks`; times are in seconds of one clock, `limit` is how long nothing may change."""
 
+    ranks: int
     limit: float
     since: float
     _counts: dict[int, int] = field(default_factory=dict)
@@ -39,7 +46,7 @@ class StallWatch:
 
     def verdict(self, now: float) -> tuple[int, str] | None:
         """The rank that stalls and a sentence about it, once no count has changed for longer than the limit."""
-        if not self._counts or now - self.since <= self.limit:
+        if len(self._counts) < self.ranks or now - self.since <= self.limit:
             return None
         least = min(self._counts.values())
         behind = sorted(rank for rank, count in self._counts.items() if count == least)

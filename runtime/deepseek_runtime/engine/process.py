@@ -29,12 +29,17 @@ ANNOUNCEMENT_SECONDS = 10.0
 """Within this time after its own SIGTERM, a follower hears from rank 0 that the group drains, or takes it as a loss."""
 
 
+LOSS_SECONDS = 3.0
+"""Within this time after a computation failed, the watch over the ranks names the one that died, if that was why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a rank's life ends: the exit code, and why if it is not 0."""
+    """How a rank's life ends: the exit code, and why if it is not 0. `failed` is a computation that went wrong."""
 
     code: int
     message: str = ""
+    failed: bool = False
 
 
 End = Callable[[Ending], None]
@@ -60,26 +65,36 @@ class Role(ABC):
         """Tell whoever waits that the group is broken."""
 
 
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: to finish answers while draining, and that a group may go without any exchange between its ranks."""
+
+    drain: float
+    stall: float
+
+
 class Leader(Role):
     """Rank 0: the engine, and the requests that it has accepted."""
 
-    def __init__(self, health: Health, end: End, engine: Engine, *, drain_timeout: float) -> None:
+    def __init__(self, health: Health, end: End, engine: Engine, group: Group, timeouts: Timeouts) -> None:
         super().__init__(health, end)
         self._engine = engine
-        self._drain_timeout = drain_timeout
+        self._group = group
+        self._timeouts = timeouts
 
     def run(self) -> None:
-        """Start the engine and prove it by a first request through every rank."""
+        """Start the engine and prove it by a first request through every rank; from then on nobody may stall."""
         self._engine.start()
         self._health.enter(Phase.WARMING_UP)
         _first_request(self._engine)
         self._health.watch(lambda: self._engine.stats().step_age)
+        self._group.expect_progress(self._timeouts.stall)
         self._health.enter(Phase.READY)
 
     def drain(self) -> None:
         self._health.enter(Phase.DRAINING)
-        if not self._engine.drain(self._drain_timeout):
-            self._engine.fail(f"this server shuts down and the answer took longer than {self._drain_timeout:g} s more")
+        if not self._engine.drain(self._timeouts.drain):
+            self._engine.fail(f"this server shuts down and the answer took longer than {self._timeouts.drain:g} s more")
         stopped = self._engine.stop(ANNOUNCEMENT_SECONDS)
         self._end(Ending(0) if stopped else Ending(1, "a step did not end while shutting down"))
 
@@ -111,12 +126,11 @@ class Follower(Role):
 
     def _on_message(self, operation: Operation) -> None:
         self._heartbeat.beat()
-        if operation is Operation.STEP:
-            if self._health.phase is Phase.WARMING_UP:
-                self._health.enter(Phase.READY)
-        else:
+        if operation in (Operation.DRAIN, Operation.STOP):
             self._announced.set()
             self._health.enter(Phase.DRAINING)
+        elif self._health.phase is Phase.WARMING_UP:
+            self._health.enter(Phase.READY)
 
 
 class RankProcess:
@@ -134,6 +148,7 @@ class RankProcess:
         self._events: queue.SimpleQueue[Ending | None] = queue.SimpleQueue()
         self._role: Role | None = None
         self._group: Group | None = None
+        self._loss: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def run(self) -> Ending:
         """Live until the end. A first SIGTERM or SIGINT drains, a second one ends at once."""
@@ -144,7 +159,16 @@ class RankProcess:
         while (ending := self._events.get()) is None:
             signals += 1
             self._on_signal(signals)
-        return self._finish(ending)
+        return self._finish(self._explained(ending))
+
+    def _explained(self, ending: Ending) -> Ending:
+        """A step mostly fails because another rank died: say which, rather than what gloo or NCCL said."""
+        if not ending.failed or self._group is None or self._group.world_size == 1:
+            return ending
+        try:
+            return Ending(ending.code, self._loss.get(timeout=LOSS_SECONDS))
+        except queue.Empty:
+            return ending
 
     def _on_signal(self, count: int) -> None:
         if count > 1:
@@ -186,10 +210,12 @@ class RankProcess:
 
     def _crash(self, error: Exception) -> None:
         logger.exception("this rank cannot go on")
-        self._events.put(Ending(1, f"{type(error).__name__}: {error}"))
+        self._events.put(Ending(1, f"{type(error).__name__}: {error}", failed=True))
 
     def _on_lost(self, rank: int, reason: str) -> None:
-        self._events.put(Ending(1, f"rank {rank} is lost: {reason}"))
+        message = f"rank {rank} is lost: {reason}"
+        self._loss.put(message)
+        self._events.put(Ending(1, message))
 
 
 def _first_request(engine: Engine) -> None:

@@ -1,7 +1,7 @@
-"""One rank of a real group: `torchrun … group_program.py exchange|mourn FOLDER`. Each rank writes FOLDER/<rank>.json.
+"""One rank of a real group: `torchrun … group_program.py exchange|mourn|stall FOLDER`; each writes FOLDER/<rank>.json.
 
 `exchange` tries every operation and leaves in peace. `mourn` writes its process id, then waits for a death and writes
-when it was noticed, by the clock that all processes share.
+when it was noticed, by the clock that all processes share. `stall` is the same, but rank 1 does not join a sum.
 """
 
 import json
@@ -52,7 +52,7 @@ def idle_cpu_share(group: Group) -> float:
     return (time.process_time() - processor) / (time.monotonic() - wall) if group.rank else 0.0
 
 
-def mourn(group: Group, write: Any) -> None:
+def mourn(group: Group, write: Any, *, stall: bool) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's own reaction must not end this rank first.
 
     def on_lost(rank: int, reason: str) -> None:
@@ -62,7 +62,13 @@ def mourn(group: Group, write: Any) -> None:
     group.watch(on_lost)
     group.barrier("weights", timeout=60)
     write({"pid": os.getpid()})
+    if stall:
+        group.expect_progress(1)
     group.broadcast_ints(None if group.rank else [1])
+    if stall and group.rank == 0:
+        group.all_reduce_sum(torch.ones(1))
+    if stall:
+        signal.pause()
     signal.pause() if group.rank == 0 else group.broadcast_ints(None)
 
 
@@ -78,7 +84,7 @@ def main() -> None:
     if mode == "exchange":
         write(exchange(group))
     else:
-        mourn(group, write)
+        mourn(group, write, stall=mode == "stall")
 
 
 if __name__ == "__main__":

@@ -91,6 +91,18 @@ def test_a_killed_rank_is_noticed_while_a_collective_is_pending(
     assert notice["at"] - killed_at < 5
 
 
+def test_a_rank_that_does_not_join_a_collective_is_named_to_all(tmp_path: Path) -> None:
+    run = torchrun("stall", tmp_path, "--nproc-per-node=2", f"--master-port={free_port()}")
+    try:
+        for rank in (0, 1):
+            notice = wait_for(tmp_path / f"{rank}.json", "lost", run)
+            assert notice["lost"] == 1
+            assert "rank 1 is before exchange 2 for 1 s, which rank 0 wait" in notice["reason"]
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+
+
 def test_without_torchrun_a_process_is_a_group_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

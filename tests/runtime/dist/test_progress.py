@@ -4,7 +4,7 @@ from deepseek_runtime.dist.progress import Progress, StallWatch
 
 
 def watch(*counts: int, limit: float = 60) -> StallWatch:
-    stalls = StallWatch(limit, since=0)
+    stalls = StallWatch(len(counts), limit, since=0)
     for rank, count in enumerate(counts):
         stalls.observe(rank, count, now=0)
     return stalls
@@ -46,5 +46,7 @@ def test_many_stalled_ranks_are_counted_rather_than_listed() -> None:
     assert "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 12 more are inside exchange 1" in verdict[1]
 
 
-def test_nothing_is_said_before_anybody_was_heard() -> None:
-    assert StallWatch(60, since=0).verdict(1000) is None
+def test_nothing_is_said_before_every_rank_was_heard() -> None:
+    stalls = StallWatch(2, 60, since=0)
+    stalls.observe(0, 9, now=0)
+    assert stalls.verdict(1000) is None

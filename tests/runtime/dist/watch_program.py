@@ -56,7 +56,7 @@ def main() -> None:
                 if not lost.wait(float(seconds)):
                     say("quiet")
             case ["enter"]:
-                progress.__enter__()
+                progress.enter()
                 say("inside")
             case ["expect", seconds]:
                 liveness.expect_progress(float(seconds))

@@ -36,6 +36,8 @@ class Leader(Protocol):
 
     def draft(self, slots: Rows[Slot], sampled: Mapping[int, Rows[Sampled]]) -> None: ...
 
+    def rebalance(self) -> None: ...
+
     def announce(self, operation: Operation) -> None: ...
 
 
@@ -104,7 +106,7 @@ class Engine:
     """Accepts requests from any thread and runs them in steps on its own.
 
     `max_queued` bounds the sequences that wait beyond those that run. `on_failure` is told once, from whichever thread
-    noticed, that the group is broken.
+    noticed, that the group is broken. Every `rebalance_every` steps the ranks even out their work; 0 is never.
     """
 
     def __init__(
@@ -115,12 +117,14 @@ class Engine:
         max_queued: int,
         on_failure: Callable[[str], None],
         keep_alive: float = 5.0,
+        rebalance_every: int = 0,
     ) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._limit = scheduler.max_running + max_queued
         self._on_failure = on_failure
         self._keep_alive = keep_alive
+        self._rebalance_every = rebalance_every
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._active: dict[int, tuple[Sequence, Request]] = {}
@@ -239,6 +243,8 @@ class Engine:
             self._scheduler.commit(slots, {id_: [token.token for token in tokens] for id_, tokens in sampled.items()})
             self._deliver(slots, sampled)
             self._runner.draft(slots, sampled)
+            if self._rebalance_every and self._steps % self._rebalance_every == 0:
+                self._runner.rebalance()
         else:
             self._runner.announce(Operation.STEP)
         self._progress = time.monotonic()

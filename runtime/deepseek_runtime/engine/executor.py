@@ -6,6 +6,7 @@ are wanted travel to rank 0.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
@@ -18,6 +19,9 @@ from torch import Tensor
 from deepseek_runtime.engine.step import Outcome, SequencePlan, StepPlan
 from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
+from deepseek_runtime.model.rebalance import Balance
+
+logger = logging.getLogger(__name__)
 
 
 class Model(Protocol):
@@ -33,6 +37,10 @@ class Model(Protocol):
 
     def draft_hidden(self, hidden: Tensor, next_token_ids: Tensor, batch: StepBatch, cache: LatentCache) -> Tensor:
         """States [T, D] for the token after next, from the batch's hidden states and its tokens shifted by one."""
+        ...
+
+    def rebalance(self) -> Balance:
+        """Even out the ranks' work on experts; all ranks call it."""
         ...
 
 
@@ -115,6 +123,13 @@ class ModelExecutor:
         own = [bool(tail.left) for tail in self._tails if self._is_own(tail.part)]
         rows = list(compress(range(len(own)), own))
         return self._run_mtp(parts, [tail.left for tail, _ in going], _take(self._hidden, rows))
+
+    def rebalance(self) -> None:
+        """Let ranks whose experts are chosen more often than others' give some away."""
+        balance = self._model.rebalance()
+        if balance.moved and self._group.rank == 0:
+            text = "moved %d experts: the busiest rank did %.2f times the mean, now %.2f"
+            logger.info(text, balance.moved, balance.before, balance.after)
 
     def _run_mtp(self, parts: list[SequencePlan], drafts: list[int], hidden: Tensor) -> Tensor:
         """One pass of the MTP layer; what it makes of the last token of each sequence stays for the next pass."""

@@ -20,6 +20,8 @@ class Operation(IntEnum):
     """Nothing to compute: the group is shutting down in good order, a SIGTERM is expected from now on."""
     STOP = 2
     """Leave the loop: no further message will come."""
+    REBALANCE = 3
+    """Move experts between ranks, where their work is uneven, before the next step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,11 @@ class DeepSeekV3Model:
         return self._embedding.device
 
     @property
+    def capturable(self) -> bool:
+        """Whether `run` looks at nothing on the host, so that a graph can record it: not while tokens travel."""
+        return not any(moe.exchange for moe in self._moes(self._all_layers))
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of hidden states."""
         return self._embedding.dtype
@@ -55,14 +60,21 @@ class DeepSeekV3Model:
     @torch.inference_mode()
     def forward(self, batch: StepBatch, cache: LatentCache) -> Tensor:
         """Hidden states [T, D] after the final norm; the latents of the batch's tokens are written to the cache."""
-        x_TD: Tensor = functional.embedding(batch.token_ids, self._embedding)
-        if not len(x_TD):
-            return self._serve(self._layers, x_TD)
-        step = self._plan(batch, cache)
-        stream = Stream(x_TD)
+        if not len(batch.token_ids):
+            return self._serve(self._layers, self._embedding[:0])
+        return self.run(batch.token_ids, self._plan(batch, cache), cache)
+
+    @torch.inference_mode()
+    def run(self, token_ids_T: Tensor, step: Step, cache: LatentCache) -> Tensor:
+        """`forward` of at least one token in a step that is laid out already."""
+        stream = Stream(functional.embedding(token_ids_T, self._embedding))
         for index, layer in enumerate(self._layers):
             stream = layer(stream, step, cache.layer(index))
         return stream.normed(self._kernels, self._norm, self.config.rms_norm_eps)[1]
+
+    def rotations(self, positions_T: Tensor) -> Tensor:
+        """The positions' rotations [T, R / 2] complex64, as a step wants them."""
+        return self._rope.rotations(positions_T)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -93,18 +105,22 @@ class DeepSeekV3Model:
     @torch.inference_mode()
     def rebalance(self, threshold: float = THRESHOLD) -> Balance:
         """Move experts so that the ranks have equal work, if they have not. All ranks call it, between two steps."""
-        layers = [*self._layers, *([self._mtp.layer] if self._mtp else [])]
-        return rebalance(
-            [layer.feed_forward for layer in layers if isinstance(layer.feed_forward, MoE)], self._group, threshold
-        )
+        return rebalance(self._moes(self._all_layers), self._group, threshold)
+
+    @property
+    def _all_layers(self) -> list[DecoderLayer]:
+        return [*self._layers, *([self._mtp.layer] if self._mtp else [])]
+
+    @staticmethod
+    def _moes(layers: Iterable[DecoderLayer]) -> list[MoE]:
+        return [layer.feed_forward for layer in layers if isinstance(layer.feed_forward, MoE)]
 
     def _serve(self, layers: Iterable[DecoderLayer], nothing_0D: Tensor) -> Tensor:
         """A step without tokens of this rank: its experts may still be visited. All other kernels are left out."""
-        for layer in layers:
-            if isinstance(layer.feed_forward, MoE) and layer.feed_forward.exchange is not None:
-                layer.feed_forward.serve(nothing_0D)
+        for moe in self._moes(layers):
+            if moe.exchange:
+                moe.serve(nothing_0D)
         return nothing_0D
 
     def _plan(self, batch: StepBatch, cache: LatentCache) -> Step:
-        rotations = self._rope.rotations(batch.positions)
-        return plan_step(batch, rotations, cache.block_size, self.absorb_up_to)
+        return plan_step(batch, self.rotations(batch.positions), cache.block_size, self.absorb_up_to)

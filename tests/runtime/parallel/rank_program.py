@@ -80,7 +80,8 @@ def serve(model: DeepSeekV3Model, group: Group, job: Job) -> dict[str, Any]:
     executor = ModelExecutor(model, new_cache(model, 16 * BLOCK_SIZE), group, data_parallel=True)
     runner = Runner(executor, group, vocab_size=model.config.vocab_size, speculative_tokens=job["depth"])
     scheduler = Scheduler(*pools, token_budget=24, max_running=8)
-    engine = Engine(runner, scheduler, max_queued=8, on_failure=sys.exit, keep_alive=0.5)
+    every = job.get("rebalance_every", 0)
+    engine = Engine(runner, scheduler, max_queued=8, on_failure=sys.exit, keep_alive=0.5, rebalance_every=every)
     messages: list[Operation] = []
     work = threading.Thread(target=runner.follow, args=(messages.append,))
     engine.start() if group.rank == 0 else work.start()
@@ -92,7 +93,7 @@ def serve(model: DeepSeekV3Model, group: Group, job: Job) -> dict[str, Any]:
         idle.append(idle_share(job["idle_seconds"]))
         group.barrier(f"rest {number}", timeout=120)
     engine.stop(60) if group.rank == 0 else work.join(60)
-    return {"answers": answers, "idle": idle, "messages": len(messages)}
+    return {"answers": answers, "idle": idle, "messages": list(map(int, messages))}
 
 
 def ask(engine: Engine, pools: list[BlockManager], wave: list[dict[str, Any]]) -> list[list[int]]:

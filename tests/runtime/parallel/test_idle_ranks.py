@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from deepseek_runtime.engine.step import Operation
 from tiny_checkpoint import v3_config, write_checkpoint
 
 RunRanks = Callable[..., list[Any]]
@@ -22,10 +23,26 @@ def job(tmp_path_factory: pytest.TempPathFactory, prompts: list[list[int]]) -> d
     return {"checkpoint": str(folder), "run": "serve", "waves": waves, "depth": 2, "idle_seconds": 2}
 
 
-def test_idle_ranks_join_every_step_and_rest_when_there_is_none(job: dict[str, Any], run_ranks: RunRanks) -> None:
-    alone = run_ranks(1, job | {"idle_seconds": 0})[0]
+@pytest.fixture(scope="module")
+def answers(job: dict[str, Any], run_ranks: RunRanks) -> list[list[int]]:
+    """What one rank answers."""
+    result: list[list[int]] = run_ranks(1, job | {"idle_seconds": 0})[0]["answers"]
+    assert [len(answer) for answer in result] == [8, 3, 20]
+    return result
+
+
+def test_idle_ranks_join_every_step_and_rest_when_there_is_none(
+    job: dict[str, Any], answers: list[list[int]], run_ranks: RunRanks
+) -> None:
     results = run_ranks(4, job)
-    assert [len(answer) for answer in alone["answers"]] == [8, 3, 20]
-    assert results[0]["answers"] == alone["answers"]
-    assert results[1]["messages"] == results[2]["messages"] == results[3]["messages"] > 0
+    assert results[0]["answers"] == answers
+    assert results[1]["messages"] == results[2]["messages"] == results[3]["messages"] != []
     assert all(share < 0.1 for result in results for share in result["idle"]), [r["idle"] for r in results]
+
+
+def test_answers_stay_when_the_engine_moves_experts_every_few_steps(
+    job: dict[str, Any], answers: list[list[int]], run_ranks: RunRanks
+) -> None:
+    results = run_ranks(4, job | {"idle_seconds": 0, "redundant": 4, "rebalance_every": 3})
+    assert results[0]["answers"] == answers
+    assert results[3]["messages"].count(Operation.REBALANCE) >= 3

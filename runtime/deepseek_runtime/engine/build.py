@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 LOAD_TIMEOUT = 4 * 3600.0
 """Seconds that ranks wait for the slowest one; the StatefulSet's startup probe ends it earlier where that is wanted."""
 
+REBALANCE_STEPS = 1000
+"""Steps between two looks at how evenly experts are chosen, with redundant experts: traffic changes in minutes."""
+
 CPU_CACHE_BYTES = 2**28
 GPU_CACHE_SHARE = 0.9
 
@@ -66,6 +69,7 @@ def load_rank(settings: Settings, group: Group, report: Callable[[float], None])
         dtype=_dtype(settings.dtype, device),
         attention=settings.attention,
         redundant_experts=settings.redundant_experts,
+        residency=settings.weights,
         on_progress=on_progress,
     )
     group.barrier("loaded", LOAD_TIMEOUT, on_wait=logger.info)
@@ -90,7 +94,13 @@ def make_engine(settings: Settings, loaded: Loaded, device: torch.device, on_fai
     limits, pools = loaded.limits, len(loaded.pools)
     whole = f"{pools} × {limits.kv_tokens}" if pools > 1 else str(limits.kv_tokens)
     logger.info("cache for %s tokens, prompt and answer up to %d", whole, limits.max_model_len)
-    return Engine(loaded.runner, scheduler, max_queued=settings.max_queued, on_failure=on_failure)
+    return Engine(
+        loaded.runner,
+        scheduler,
+        max_queued=settings.max_queued,
+        on_failure=on_failure,
+        rebalance_every=REBALANCE_STEPS if settings.redundant_experts else 0,
+    )
 
 
 def _default_drafts(config: ModelConfig) -> int:

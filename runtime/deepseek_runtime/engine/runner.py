@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from deepseek_runtime.engine.sampler import likeliest
 from deepseek_runtime.engine.sampling import Sampled
 from deepseek_runtime.engine.scheduler import Slot
 from deepseek_runtime.engine.speculation import Speculation
@@ -52,6 +53,10 @@ class Executor(Protocol):
 
     def extend(self, tokens: Rows[int]) -> Tensor:
         """One draft further: `tokens` [N] were chosen from the last drafting's logits; logits of those that go on."""
+        ...
+
+    def rebalance(self) -> None:
+        """Even out the work of the ranks, between two steps."""
         ...
 
 
@@ -96,6 +101,11 @@ class Runner:
         for slot, drafts in zip(slots, self._speculate(outcome), strict=True):
             slot.sequence.drafts = drafts
 
+    def rebalance(self) -> None:
+        """Have all ranks even out their work."""
+        self.announce(Operation.REBALANCE)
+        self._executor.rebalance()
+
     def announce(self, operation: Operation) -> None:
         """Tell the other ranks something that needs no computation."""
         self._send(StepPlan(operation))
@@ -106,6 +116,8 @@ class Runner:
         while operation is not Operation.STOP:
             plan = StepPlan.decode(self._channel.broadcast_ints(None))
             operation = plan.operation
+            if operation is Operation.REBALANCE:
+                self._executor.rebalance()
             if plan.sequences:
                 self._executor.run(plan)
                 if self._depth:
@@ -129,7 +141,7 @@ class Runner:
         """The likeliest token of each row; the other ranks know them only where they are shared."""
         tokens: list[int] = []
         if self._channel.rank == 0:
-            tokens = logits[:, : self._vocab_size].argmax(dim=-1).tolist()
+            tokens = likeliest(logits[:, : self._vocab_size]).tolist()
         if shared and self._channel.world_size > 1:
             return self._channel.broadcast_ints(tokens if self._channel.rank == 0 else None)
         return tokens

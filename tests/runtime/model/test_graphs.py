@@ -10,32 +10,9 @@ from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
 from deepseek_runtime.model.graphs import DecodeGraphs, Shape, shapes
 from deepseek_runtime.model.model import DeepSeekV3Model
-from deepseek_runtime.model.step import Step
 
 BLOCK, BLOCKS = 4, 40
 SCRATCH = BLOCKS - 1
-
-
-class PlannedModel(DeepSeekV3Model):
-    """The model with the seam that graphs need: a step that is laid out already."""
-
-    def run(self, token_ids_T: Tensor, step: Step, cache: LatentCache) -> Tensor:
-        self._planned = step
-        hidden = self.forward(StepBatch(token_ids_T, token_ids_T, [], [], []), cache)
-        del self._planned
-        return hidden
-
-    def rotations(self, positions_T: Tensor) -> Tensor:
-        return self._rope.rotations(positions_T)
-
-    def _plan(self, batch: StepBatch, cache: LatentCache) -> Step:
-        return self._planned if hasattr(self, "_planned") else super()._plan(batch, cache)
-
-
-@pytest.fixture
-def planned(v3_model: DeepSeekV3Model) -> PlannedModel:
-    v3_model.__class__ = PlannedModel
-    return v3_model
 
 
 def rerun(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
@@ -91,48 +68,48 @@ def following(batch: StepBatch, queries: list[int]) -> StepBatch:
 
 
 @pytest.fixture
-def filled(planned: PlannedModel) -> Callable[[StepBatch], LatentCache]:
+def filled(v3_model: DeepSeekV3Model) -> Callable[[StepBatch], LatentCache]:
     def fill(batch: StepBatch) -> LatentCache:
-        cache = LatentCache.create(planned.config, BLOCKS, BLOCK, torch.device("cpu"), torch.float32)
-        planned.forward(batch, cache)
+        cache = LatentCache.create(v3_model.config, BLOCKS, BLOCK, torch.device("cpu"), torch.float32)
+        v3_model.forward(batch, cache)
         return cache
 
     return fill
 
 
 @pytest.mark.parametrize("queries", [[1], [1, 1, 1], [2, 2, 2], [1, 2, 1], [2]])
-def test_a_padded_step_is_the_eager_one(planned, filled, queries: list[int]) -> None:
+def test_a_padded_step_is_the_eager_one(v3_model, filled, queries: list[int]) -> None:
     prompt = prompts([9, 5, 14][: len(queries)])
     cache, step = filled(prompt), following(prompt, queries)
-    graphs, counting = DecodeGraphs(planned, cache, most_blocks=8, scratch_block=SCRATCH), Counting()
+    graphs, counting = DecodeGraphs(v3_model, cache, most_blocks=8, scratch_block=SCRATCH), Counting()
     graphs.capture(shapes(4, speculative_tokens=1), counting)
     ours = graphs.forward(step, cache)
     assert counting.replayed == [{1: 1, 3: 4}[len(queries)] * max(queries)]
 
     eager_cache = filled(prompt)
-    torch.testing.assert_close(ours, planned.forward(step, eager_cache), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, v3_model.forward(step, eager_cache), rtol=1e-4, atol=1e-5)
     owned = slice(0, SCRATCH * BLOCK)
     torch.testing.assert_close(cache.values[:, owned], eager_cache.values[:, owned], rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_of_one_step_is_left_in_the_next(planned, filled) -> None:
+def test_nothing_of_one_step_is_left_in_the_next(v3_model, filled) -> None:
     prompt = prompts([9, 5, 14])
     cache = filled(prompt)
-    graphs = DecodeGraphs(planned, cache, most_blocks=8, scratch_block=SCRATCH)
+    graphs = DecodeGraphs(v3_model, cache, most_blocks=8, scratch_block=SCRATCH)
     graphs.capture([Shape(4, 2)], rerun)
     graphs.forward(following(prompt, [2, 2, 2]), cache)
     single = prompts([9])
     ours = graphs.forward(following(single, [1]), cache)
-    expected = planned.forward(following(single, [1]), filled(single))
+    expected = v3_model.forward(following(single, [1]), filled(single))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["prompt", "too many sequences", "table too long", "another cache", "nothing"])
-def test_what_no_graph_holds_runs_as_it_is(planned, filled, case: str) -> None:
+def test_what_no_graph_holds_runs_as_it_is(v3_model, filled, case: str) -> None:
     prompt = prompts([9, 5, 14])
     cache, counting = filled(prompt), Counting()
     most_blocks = 3 if case == "table too long" else 8
-    graphs = DecodeGraphs(planned, cache, most_blocks=most_blocks, scratch_block=SCRATCH)
+    graphs = DecodeGraphs(v3_model, cache, most_blocks=most_blocks, scratch_block=SCRATCH)
     graphs.capture([Shape(2, 1)] if case == "too many sequences" else shapes(4), counting)
     step = prompt if case == "prompt" else following(prompt, [1, 1, 1])
     if case == "nothing":
@@ -140,7 +117,7 @@ def test_what_no_graph_holds_runs_as_it_is(planned, filled, case: str) -> None:
     used = filled(prompt) if case == "another cache" else cache
     ours = graphs.forward(step, used)
     assert not counting.replayed
-    assert torch.equal(ours, planned.forward(step, filled(prompt) if case != "prompt" else cache))
+    assert torch.equal(ours, v3_model.forward(step, filled(prompt) if case != "prompt" else cache))
 
 
 def test_shapes_double_up_to_the_most_sequences() -> None:

@@ -20,9 +20,10 @@ from deepseek_runtime.model.step import Absorbed, Expanded
 class TritonKernels(TorchKernels):
     """See `interface.Kernels` for what each operation does.
 
-    FP8 weights are multiplied in FP8 (W8A8) where the hardware can, otherwise decoded tile by tile (W8A16). Dense
-    matrices go to the vendor's library, whose choice of algorithm may follow the number of rows; `batch_invariant`
-    multiplies them here instead, in tiles of one shape, so that a token's result is the same bits in every batch.
+    FP8 weights are multiplied in FP8 (W8A8) where the hardware multiplies the kind that they are stored in, otherwise
+    decoded tile by tile (W8A16). Dense matrices go to the vendor's library, whose choice of algorithm may follow the
+    number of rows; `batch_invariant` multiplies them here instead, in tiles of one shape, so that a token's result is
+    the same bits in every batch.
     """
 
     decodes_fp8: bool = True

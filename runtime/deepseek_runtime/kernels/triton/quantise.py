@@ -84,10 +84,13 @@ def _quantise(
     column = group * GROUP - OFFSET + tl.arange(0, GROUP)
     live = (row < tokens)[:, None] & ((column >= 0) & (column < K))[None, :]
     block = tl.load(x + row[:, None] * stride + column[None, :], mask=live, other=0.0).to(tl.float32)
-    multiplier = tl.maximum(tl.max(tl.abs(block), axis=1), FLOOR) / MAXIMUM
+    peak = tl.maximum(tl.max(tl.abs(block), axis=1), FLOOR)
+    # Divisions are rounded as the twin's: the fast ones could move a value to the neighbouring step.
+    multiplier = tl.div_rn(peak, tl.full((TOKENS,), MAXIMUM, tl.float32))
     if POWER_OF_TWO:
         multiplier = _up_to_power_of_two(multiplier)
-    rounded = tl.minimum(tl.maximum(block / multiplier[:, None], -MAXIMUM), MAXIMUM)
+    exact = tl.div_rn(block, tl.broadcast_to(multiplier[:, None], (TOKENS, GROUP)))
+    rounded = tl.minimum(tl.maximum(exact, -MAXIMUM), MAXIMUM)
     if ROUND:
         rounded = _round_to_e4m3(rounded, FNUZ)
     tl.store(values + row[:, None] * K + column[None, :], rounded.to(values.dtype.element_ty), mask=live)

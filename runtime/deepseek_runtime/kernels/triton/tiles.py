@@ -18,6 +18,7 @@ from deepseek_runtime.kernels.triton.hardware import Fp8Format, upcasts
 from deepseek_runtime.kernels.triton.language import cdiv, inline, tl
 from deepseek_runtime.kernels.triton.quantise import quantise
 
+FP8_TYPES = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 DENSE_CHUNK = 64
 """Columns of a chunk where no scales say otherwise."""
 
@@ -33,7 +34,7 @@ class Operand:
     def of(cls, x_TK: Tensor, weight: Weight, fp8: Fp8Format | None) -> Operand:
         """x as it is multiplied with `weight`: in FP8 where weight and hardware are, otherwise as it is."""
         x_TK = x_TK.contiguous()
-        if fp8 is None or not isinstance(weight, Fp8Weight):
+        if fp8 is None or not isinstance(weight, Fp8Weight) or weight.values.dtype is not fp8.dtype:
             return cls(x_TK, x_TK)
         quantised = quantise(x_TK, weight.block[1], weight.offset[1], fp8)
         return cls(quantised.values.view(torch.uint8), quantised.scale)
@@ -60,9 +61,10 @@ class Layout:
         rows, columns = weight.shape[-2:]
         if not isinstance(weight, Fp8Weight):
             return cls(rows, columns, DENSE_CHUNK, 1, 0, 0, False, False, False, upcasts())
-        fnuz = fp8 is not None and fp8.is_fnuz
-        block, offset = weight.block, weight.offset
-        return cls(rows, columns, block[1], block[0], offset[0], offset[1], True, fp8 is not None, fnuz, upcasts())
+        block, offset, stored = weight.block, weight.offset, weight.values.dtype
+        multiplies = fp8 is not None and fp8.dtype is stored
+        fnuz = stored is torch.float8_e4m3fnuz
+        return cls(rows, columns, block[1], block[0], offset[0], offset[1], True, multiplies, fnuz, upcasts())
 
     def arguments(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,7 +85,7 @@ def is_covered(weight: Weight) -> bool:
     blocks = (cdiv(weight.offset[0] + rows, weight.block[0]), cdiv(weight.offset[1] + columns, weight.block[1]))
     chunk = weight.block[1]
     is_block = chunk in (32, 64, 128, 256) and tuple(weight.scale.shape[-2:]) == blocks
-    return is_block and weight.values.dtype is torch.float8_e4m3fn and weight.scale.dtype is torch.float32
+    return is_block and weight.values.dtype in FP8_TYPES and weight.scale.dtype is torch.float32
 
 
 @inline
@@ -131,8 +133,7 @@ def multiply(
         if FP8_WEIGHT:
             scale_row = (column + ROW_OFFSET) // ROWS_PER_SCALE
             multiplier = tl.load(w_scale + scale_row * chunks + chunk, mask=inside, other=0.0)
-            # What the bytes were decoded to is a fixed power of two away from what they stand for.
-            unit: tl.constexpr = (2.0 if FNUZ else 1.0) if FP8_MATHS else 256.0
+            unit: tl.constexpr = 1.0 if FP8_MATHS else (128.0 if FNUZ else 256.0)
             part *= (multiplier * unit)[None, :]
         total += part
     return total
@@ -148,16 +149,17 @@ def _dot(a: tl.tensor, b: tl.tensor, UPCAST: tl.constexpr) -> tl.tensor:
 
 @inline
 def _decode(bits: tl.tensor) -> tl.tensor:
-    """e4m3fn bytes over 256, exact in float16: the exponent's bias differs by eight. Needs no FP8 instruction."""
+    """e4m3fn bytes over 256, e4m3fnuz bytes over 128, exact in float16. Needs no FP8 instruction.
+
+    Sign, exponent and mantissa are shifted into place; only the exponent's bias differs, by eight or seven.
+    """
     wide = bits.to(tl.uint16)
     return (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
 
 
 @inline
 def _fp8(bits: tl.tensor, FNUZ: tl.constexpr, UPCAST: tl.constexpr) -> tl.tensor:
-    """Bytes as the hardware's FP8. Read as fnuz, e4m3fn bytes stand for half their value, and -0 for NaN."""
-    if FNUZ:
-        bits = tl.where(bits == 0x80, 0, bits).to(tl.uint8)
+    """Bytes as the FP8 that the hardware multiplies."""
     if UPCAST:
         return _decode(bits).to(tl.float32) * (128.0 if FNUZ else 256.0)
     elif FNUZ:

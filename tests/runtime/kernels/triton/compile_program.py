@@ -48,22 +48,27 @@ def compile_only(self: JITFunction, grid: tuple[int, ...]) -> Callable[..., None
     return launch
 
 
-def fp8(*shape: int) -> Fp8Weight:
+def fp8(dtype: torch.dtype, *shape: int) -> Fp8Weight:
     blocks = [-(-size // 128) for size in shape[-2:]]
-    return Fp8Weight(torch.zeros(shape, dtype=torch.float8_e4m3fn), torch.zeros(*shape[:-2], *blocks), (128, 128))
+    return Fp8Weight(torch.zeros(shape, dtype=dtype), torch.zeros(*shape[:-2], *blocks), (128, 128))
 
 
 def dense(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=BF16)
 
 
-def exercise(kernels: TritonKernels, tokens: int) -> None:
-    """Launch everything that a step of `tokens` decoding sequences does."""
-    x, rotations = dense(tokens, HIDDEN), torch.zeros(tokens, ROPE // 2, dtype=torch.complex64)
-    kernels.linear(x, fp8(576, HIDDEN))
-    stack = SwiGLU(fp8(EXPERTS, WIDTH, HIDDEN), fp8(EXPERTS, WIDTH, HIDDEN), fp8(EXPERTS, HIDDEN, WIDTH))
+def exercise_matrices(kernels: TritonKernels, tokens: int, stored: torch.dtype) -> None:
+    """Launch what multiplies weights."""
+    x = dense(tokens, HIDDEN)
+    kernels.linear(x, fp8(stored, 576, HIDDEN))
+    gate, up, down = (fp8(stored, EXPERTS, *shape) for shape in ((WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH)))
     slots = torch.zeros(tokens, 8, dtype=torch.int64)
-    kernels.experts(x, slots, torch.zeros(tokens, 8), stack)
+    kernels.experts(x, slots, torch.zeros(tokens, 8), SwiGLU(gate, up, down))
+
+
+def exercise_others(kernels: TritonKernels, tokens: int) -> None:
+    """Launch everything else that a step of `tokens` decoding sequences does, and a prompt's attention."""
+    x, rotations = dense(tokens, HIDDEN), torch.zeros(tokens, ROPE // 2, dtype=torch.complex64)
     kernels.add_rms_norm(x, x, dense(HIDDEN), 1e-6)
     kernels.rms_norm(x, dense(HIDDEN), 1e-6)
     router = RouterConfig("sigmoid", 256, 8, 8, 4, "top2_sum", True, True, 2.5)
@@ -92,10 +97,12 @@ def main(backend: str, architecture: str) -> None:
     target = GPUTarget(backend, int(architecture) if is_cuda else architecture, 32 if is_cuda else 64)
     triton.runtime.driver.set_active(Driver(target))
     JITFunction.__getitem__ = compile_only
+    device = hardware(backend, architecture)
+    stored = device.fp8.dtype if device.fp8 else torch.float8_e4m3fn
     for tokens in (4, 128):
-        exercise(TritonKernels(hardware(backend, architecture)), tokens)
-    invariant = TritonKernels(hardware(backend, architecture), batch_invariant=True)
-    invariant.linear(dense(4, HIDDEN), dense(576, HIDDEN))
+        exercise_matrices(TritonKernels(device), tokens, stored)
+    exercise_others(TritonKernels(device), 4)
+    TritonKernels(device, batch_invariant=True).linear(dense(4, HIDDEN), dense(576, HIDDEN))
 
 
 if __name__ == "__main__":

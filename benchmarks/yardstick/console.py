@@ -32,7 +32,7 @@ def step(title: str) -> Iterator[None]:
     say(f"{title}: done in {time.monotonic() - started:.0f} s")
 
 
-def logged(command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None) -> None:
+def logged(command: Sequence[object], log: Path, environment: Mapping[str, str] | None = None) -> None:
     """Run a program to its end, appending what it writes to `log`; BenchmarkError with its last lines if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as output:
@@ -46,4 +46,4 @@ def logged(command: Sequence[str | Path], log: Path, environment: Mapping[str, s
         )
     if done.returncode:
         last = " ".join(log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
-        raise BenchmarkError(f"{Path(command[0]).name} ended with {done.returncode}: {last} (all of it: {log})")
+        raise BenchmarkError(f"{Path(str(command[0])).name} ended with {done.returncode}: {last} (all of it: {log})")

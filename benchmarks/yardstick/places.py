@@ -35,8 +35,8 @@ def require_disk(folder: Path, gigabytes: float, purpose: str) -> None:
 def making(target: Path, fingerprint: str) -> Iterator[bool]:
     """Whether `target` must be made; its stamp is written when the block ends well. Two runs make it one by one.
 
-        with making(folder, version) as missing:
-            if missing: …
+    with making(folder, version) as missing:
+        if missing: …
     """
     stamp, lock = (target.with_name(f"{target.name}.{suffix}") for suffix in ("stamp", "lock"))
     target.parent.mkdir(parents=True, exist_ok=True)

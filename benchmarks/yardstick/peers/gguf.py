@@ -1,6 +1,6 @@
 """Run as a program: llama.cpp's own converter on a checkpoint whose tokenizer it does not know.
 
-    python -m benchmarks.yardstick.peers.gguf LLAMA_CPP_SOURCES CHECKPOINT OUT.gguf bf16
+python -m benchmarks.yardstick.peers.gguf LLAMA_CPP_SOURCES CHECKPOINT OUT.gguf bf16
 """
 
 import importlib

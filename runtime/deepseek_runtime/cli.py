@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-from rich.progress import Progress as Bar
 
 from deepseek_runtime import sizing
 from deepseek_runtime.model.config import load_config
-from deepseek_runtime.settings import Settings, StartupError, checkpoint_folder, package_version
-from deepseek_runtime.weights.download import LineReport, Order, Progress, Receipt, Report, download
+from deepseek_runtime.offline.fetch import cache_folder, download, resolve
+from deepseek_runtime.settings import StartupError, checkpoint_folder, package_version
+from deepseek_runtime.weights.download import Order
 from deepseek_runtime.weights.hub import DownloadError, Hub
-
-if TYPE_CHECKING:
-    from deepseek_runtime.server.local import Local
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 out, err = Console(), Console(stderr=True)
 
 ModelArgument = Annotated[str, typer.Argument(help="tutor, a checkpoint folder, or a hub name such as org/name")]
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="tutor, a checkpoint folder, or a hub name")]
-MaxTokens = Annotated[int | None, typer.Option(help="Bound on the tokens of an answer.", min=1)]
-Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.", min=0, max=2)]
 
 
 def _version(wanted: bool) -> None:
@@ -54,7 +46,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Serve the OpenAI-compatible API. Further flags go to `python -m deepseek_runtime.serve` as they are."""
-    flags = ["--model", str(resolve(model)), "--port", str(port), "--host", host, *context.args]
+    flags = ["--model", str(resolve(model, out)), "--port", str(port), "--host", host, *context.args]
     if "--served-model-name" not in flags:
         flags += ["--served-model-name", model]
     if nproc > 1:
@@ -65,24 +57,26 @@ def serve(
     program.leave(program.main([*flags, *([] if "--health-port" in flags else ["--health-port", "0"])]))
 
 
-@app.command()
-def generate(
-    prompt: str, model: ModelOption = "tutor", max_tokens: MaxTokens = None, temperature: Temperature = 0.0
-) -> None:
-    """Answer one question in this process, word by word."""
-    with _local(model) as local:
-        _stream(local.answer([_user(prompt)], max_tokens=max_tokens, temperature=temperature))
+_FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-@app.command()
-def chat(model: ModelOption = "tutor", max_tokens: MaxTokens = None, temperature: Temperature = 0.0) -> None:
-    """Talk with a model in this process. An empty line, or Ctrl-D, ends it."""
-    with _local(model) as local:
-        messages: list[dict[str, str]] = []
-        while question := _ask():
-            messages.append(_user(question))
-            answer = _stream(local.answer(messages, max_tokens=max_tokens, temperature=temperature))
-            messages.append({"role": "assistant", "content": answer})
+@app.command(context_settings=_FORWARD, add_help_option=False)
+def generate(context: typer.Context) -> None:
+    """Answer a prompt, or a file of prompts, without a server; also under torchrun. See `dsv3 generate --help`."""
+    _generate(context.args)
+
+
+@app.command(context_settings=_FORWARD, add_help_option=False)
+def chat(context: typer.Context) -> None:
+    """Talk with a model without a server: `dsv3 generate --interactive`, which has the same options."""
+    _generate(["--interactive", *context.args])
+
+
+def _generate(arguments: list[str]) -> None:
+    from deepseek_runtime import generate as program
+    from deepseek_runtime.serve import leave
+
+    leave(program.main(arguments))
 
 
 @app.command("download")
@@ -93,8 +87,9 @@ def fetch(
     destination: Annotated[Path | None, typer.Option(help="Folder; default: one in your cache.")] = None,
 ) -> None:
     """Download a checkpoint and verify the hash of every file."""
-    folder = destination or _cache_folder(name)
-    receipt = _download(Order(source=f"hf://{name}", revision=revision, destination=folder), Hub(endpoint=endpoint))
+    folder = destination or cache_folder(name)
+    order = Order(source=f"hf://{name}", revision=revision, destination=folder)
+    receipt = download(order, Hub(endpoint=endpoint), out)
     out.print(f"{folder}: {receipt.files} files, {receipt.bytes / 1e9:.2f} GB, commit {receipt.commit}", soft_wrap=True)
 
 
@@ -117,40 +112,6 @@ def plan(
     out.print(sizing.advise(_shape(model), layout, device.memory_bytes), highlight=False, soft_wrap=True)
 
 
-def resolve(model: str) -> Path:
-    """The checkpoint's folder: the shipped one, one on disk, or one of the hub's, fetched and verified first."""
-    folder = checkpoint_folder(model)
-    if folder.is_dir():
-        return folder
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise StartupError(f"{model}: neither 'tutor', nor a folder, nor a hub name of the form org/name")
-    folder = _cache_folder(model)
-    _download(Order(source=f"hf://{model}", destination=folder), Hub())
-    return folder
-
-
-def _cache_folder(name: str) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "dsv3" / name.replace("/", "--")
-
-
-def _download(order: Order, hub: Hub) -> Receipt:
-    if not out.is_terminal:
-        return download(order, hub, LineReport())
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bar(*columns, console=out) as bar:
-        return download(order, hub, _bar_report(bar, order.source))
-
-
-def _bar_report(bar: Bar, title: str) -> Report:
-    task = bar.add_task(title, total=None)
-
-    def report(progress: Progress) -> None:
-        bar.update(task, completed=progress.bytes_done, total=progress.bytes_total)
-
-    return report
-
-
 def _shape(model: str) -> sizing.ModelShape:
     if known := sizing.known_shape(model):
         return known
@@ -158,42 +119,6 @@ def _shape(model: str) -> sizing.ModelShape:
     if not file.is_file():
         raise StartupError(f"{model}: neither a known hub name nor a folder with config.json")
     return load_config(file.parent).shape
-
-
-@contextmanager
-def _local(model: str) -> Iterator[Local]:
-    """A model in this process, with a progress bar while it loads."""
-    folder = resolve(model)
-    settings = Settings(model=folder, served_model_name=(model,))
-    with Bar(TextColumn("{task.description}"), BarColumn(), console=err, transient=True) as bar:
-        task = bar.add_task(f"loading {model}", total=1.0)
-        from deepseek_runtime.server.local import open_local
-
-        local = open_local(settings, lambda share: bar.update(task, completed=share))
-    try:
-        yield local
-    finally:
-        local.engine.stop(5)
-
-
-def _stream(pieces: Iterator[str]) -> str:
-    text = ""
-    for piece in pieces:
-        out.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-        text += piece
-    out.print()
-    return text
-
-
-def _ask() -> str:
-    try:
-        return out.input("[bold]> [/bold]").strip()
-    except EOFError:
-        return ""
-
-
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
 
 
 def main() -> None:

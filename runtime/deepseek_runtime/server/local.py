@@ -10,10 +10,14 @@ from typing import Any
 
 from deepseek_runtime.engine.engine import Broken, Engine, Event, Request
 from deepseek_runtime.engine.sampling import SamplingParams
-from deepseek_runtime.server.generation import Choice, Job
+from deepseek_runtime.server.generation import Choice, Job, Piece
 from deepseek_runtime.settings import Settings
 from deepseek_runtime.text.template import ChatTemplate
 from deepseek_runtime.text.tokenizer import Tokenizer
+
+
+class BrokenGroupError(RuntimeError):
+    """The group can no longer compute; whoever noticed has been told already."""
 
 
 def open_local(settings: Settings, report: Callable[[float], None]) -> Local:
@@ -44,6 +48,14 @@ class Local:
         self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int | None = None, temperature: float = 0.0
     ) -> Iterator[str]:
         """The assistant's answer to a conversation, in pieces; ValueError for one that is too long."""
+        job = self.job(messages, max_tokens=max_tokens, temperature=temperature)
+        for piece in self.run([job]):
+            yield piece.text
+
+    def job(
+        self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int | None = None, temperature: float = 0.0
+    ) -> Job:
+        """What `run` takes for a conversation; ValueError for one that is too long."""
         prompt = tuple(self.template.encode(messages))
         room = self.max_model_len - len(prompt)
         if room <= 0:
@@ -54,18 +66,23 @@ class Local:
             seed=secrets.randbits(62),
             stop_token_ids=self.tokenizer.stop_ids,
         )
-        yield from self._pieces(prompt, params)
+        return Job(prompts=(prompt,), params=params)
 
-    def _pieces(self, prompt: tuple[int, ...], params: SamplingParams) -> Iterator[str]:
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        choice = Choice(0, self.tokenizer, Job(prompts=(prompt,), params=params))
-        ids = self.engine.submit([Request(prompt, params, events.put)])
+    def run(self, jobs: Sequence[Job]) -> Iterator[Piece]:
+        """Answer all jobs, of one prompt each, together: pieces as they come, `choice` is the job's number."""
+        events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        choices = [Choice(number, self.tokenizer, job) for number, job in enumerate(jobs)]
+        ids = self.engine.submit([_request(number, job, events) for number, job in enumerate(jobs)])
         try:
-            while not choice.finished:
-                event = events.get()
+            while not all(choice.finished for choice in choices):
+                number, event = events.get()
                 if isinstance(event, Broken):
-                    raise RuntimeError(event.message)
-                if piece := choice.push(event):
-                    yield piece.text
+                    raise BrokenGroupError(event.message)
+                if piece := choices[number].push(event):
+                    yield piece
         finally:
             self.engine.cancel(ids)
+
+
+def _request(number: int, job: Job, events: queue.SimpleQueue[tuple[int, Event]]) -> Request:
+    return Request(job.prompts[0], job.params, lambda event: events.put((number, event)))

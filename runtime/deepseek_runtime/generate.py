@@ -1,0 +1,122 @@
+"""`python -m deepseek_runtime.generate`, also as `dsv3 generate`: answers on standard output, without a server.
+
+Alone it is the whole group; under torchrun every rank runs it, rank 0 reads and writes. Exit code 0 when everything was
+answered, 1 when the group broke, 2 for what cannot be done, 130 after Ctrl-C; the last three with one sentence at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from deepseek_runtime.dist.topology import Topology, TopologyError
+from deepseek_runtime.offline.fetch import resolve, with_config
+from deepseek_runtime.offline.launch import INTERRUPTED, launch
+from deepseek_runtime.offline.order import Order, parse
+from deepseek_runtime.settings import Settings, StartupError
+from deepseek_runtime.weights.hub import DownloadError
+
+if TYPE_CHECKING:
+    from deepseek_runtime.dist.group import Group
+    from deepseek_runtime.engine.process import End, Ending, Role
+    from deepseek_runtime.offline.session import Session
+
+MODULE = "deepseek_runtime.generate"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answer what is asked; the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console(stderr=True)
+    try:
+        topology = Topology.from_env(os.environ)
+        order = parse(given)
+        folder = resolve(order.model, console)
+        with with_config(folder, order.config) as model:
+            settings = _settings(order, str(model))
+            if order.processes > 1 and "RANK" not in os.environ:
+                return launch(order.processes, MODULE, [*given, "--model", str(folder)])
+            return _Rank(order, settings, topology, console).run()
+    except (StartupError, TopologyError, DownloadError, ValueError, OSError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _settings(order: Order, model: str) -> Settings:
+    """The engine's settings, in which all questions find room."""
+    from deepseek_runtime.serve import parse as parse_engine
+
+    settings = parse_engine(["--model", model, *order.engine])
+    return replace(settings, max_queued=max(settings.max_queued, len(order.questions or ())))
+
+
+class _Rank:
+    """This process's part in the group."""
+
+    def __init__(self, order: Order, settings: Settings, topology: Topology, console: Console) -> None:
+        from deepseek_runtime.health import Health
+        from deepseek_runtime.offline.loading import Display
+
+        self._order = order
+        self._settings = settings
+        self._topology = topology
+        self._health = Health(rank=topology.rank, world_size=topology.world_size)
+        self._display = Display(topology, console)
+        self._session: Session | None = None
+
+    def run(self) -> int:
+        """Load, answer or follow, and leave; the exit code."""
+        from deepseek_runtime.dist.init import join_group
+        from deepseek_runtime.engine.process import RankProcess
+
+        level = logging.INFO if self._order.verbose else logging.CRITICAL + 1
+        logging.basicConfig(level=level, format=f"rank {self._topology.rank}: %(message)s")
+        ending = RankProcess(self._health, lambda: join_group(self._settings.device), self._prepare).run()
+        self._display.close()
+        return self._code(ending)
+
+    def _prepare(self, group: Group, end: End) -> Role:
+        from deepseek_runtime.engine.build import load_rank, make_engine
+        from deepseek_runtime.engine.process import Ending, Follower
+        from deepseek_runtime.offline.session import Session, work_of
+        from deepseek_runtime.server.local import Local
+        from deepseek_runtime.text.template import ChatTemplate
+        from deepseek_runtime.text.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer(self._settings.model)
+        template = ChatTemplate(self._settings.model, tokenizer)
+        with self._display as report:
+            loaded = load_rank(self._settings, group, report)
+        if group.rank > 0:
+            return Follower(self._health, end, loaded.runner)
+
+        def on_failure(message: str) -> None:
+            end(Ending(1, message, failed=True))
+
+        engine = make_engine(self._settings, loaded, group.device, on_failure)
+        local = Local(engine=engine, tokenizer=tokenizer, template=template, max_model_len=loaded.limits.max_model_len)
+        self._session = Session(self._health, end, engine, work_of(self._order, local))
+        group.expect_progress(self._settings.stall_timeout)
+        return self._session
+
+    def _code(self, ending: Ending) -> int:
+        rank = self._topology.rank
+        if ending.code and (rank == 0 or ending.code == 1):
+            where = f"rank {rank}: " if rank else ""
+            sys.stderr.write(f"error: {where}{ending.message}\n")
+        if ending.code or rank > 0 or (self._session and self._session.completed):
+            return ending.code
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    from deepseek_runtime.serve import leave
+
+    leave(main())

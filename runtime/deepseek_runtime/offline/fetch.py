@@ -1,0 +1,79 @@
+"""The folder of a checkpoint that a command line names, fetched from the hub first where it is not here yet."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
+
+from deepseek_runtime.settings import StartupError, checkpoint_folder
+from deepseek_runtime.weights.download import LineReport, Order, Progress, Receipt, Report
+from deepseek_runtime.weights.download import download as run
+from deepseek_runtime.weights.hub import Hub
+
+
+def resolve(model: str, console: Console) -> Path:
+    """The checkpoint's folder: the shipped one, one on disk, or one of the hub's, fetched and verified first."""
+    folder = checkpoint_folder(model)
+    if folder.is_dir():
+        return folder
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise StartupError(f"{model}: neither 'tutor', nor a folder, nor a hub name of the form org/name")
+    folder = cache_folder(model)
+    download(Order(source=f"hf://{model}", destination=folder), Hub(), console)
+    return folder
+
+
+def cache_folder(name: str) -> Path:
+    """Where a hub's checkpoint is kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "dsv3" / name.replace("/", "--")
+
+
+def download(order: Order, hub: Hub, console: Console) -> Receipt:
+    """Download and verify, with a bar on a terminal and lines elsewhere."""
+    if not console.is_terminal:
+        return run(order, hub, LineReport())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Bar(*columns, console=console) as bar:
+        return run(order, hub, _bar_report(bar, order.source))
+
+
+def _bar_report(bar: Bar, title: str) -> Report:
+    task = bar.add_task(title, total=None)
+
+    def report(progress: Progress) -> None:
+        bar.update(task, completed=progress.bytes_done, total=progress.bytes_total)
+
+    return report
+
+
+@contextmanager
+def with_config(folder: Path, config: Path | None) -> Iterator[Path]:
+    """A folder like the checkpoint's but for its `config.json`, which is `config`: links in a temporary folder.
+
+    Raises StartupError for a file that cannot be read or is no JSON object; the model judges its fields.
+    """
+    if config is None:
+        yield folder
+        return
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not valid JSON: {error}"
+        raise StartupError(f"--config {config}: {reason}") from error
+    if not isinstance(fields, dict):
+        raise StartupError(f"--config {config}: expected a JSON object, found {type(fields).__name__}")
+    with tempfile.TemporaryDirectory(prefix="dsv3-") as name:
+        for file in folder.iterdir():
+            if file.name != "config.json":
+                (Path(name) / file.name).symlink_to(file.resolve())
+        (Path(name) / "config.json").symlink_to(config.resolve())
+        yield Path(name)

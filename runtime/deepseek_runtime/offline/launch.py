@@ -1,0 +1,48 @@
+"""Starts this machine's ranks as `torchrun --standalone` would, on a free port, but ends without a traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def launch(processes: int, module: str, arguments: Sequence[str]) -> int:
+    """Run a module in as many ranks; the exit code: of the rank that failed first, or that of an interruption."""
+    share = max(len(os.sched_getaffinity(0)) // processes, 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    _silence()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
+    except SignalException:
+        return INTERRUPTED
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 1
+    return 0
+
+
+def _silence() -> None:
+    """The ranks say in a sentence what went wrong; the launcher would say it again in forty lines."""
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The runtime as `serve` runs it, engine, scheduler and sampler, but for HTTP and text; under torchrun with all ranks."""
+"""The runtime as `serve` runs it, engine, scheduler and sampler, but for HTTP and text; also under torchrun."""
 
 import threading
 import time

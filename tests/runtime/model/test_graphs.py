@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
-from deepseek_runtime.model.graphs import DecodeGraphs, Shape, shapes
+from deepseek_runtime.model.graphs import DecodeGraphs, Shape, shapes, warm_up
 from deepseek_runtime.model.model import DeepSeekV3Model
 
 BLOCK, BLOCKS = 4, 40
@@ -123,3 +123,18 @@ def test_what_no_graph_holds_runs_as_it_is(v3_model, filled, case: str) -> None:
 def test_shapes_double_up_to_the_most_sequences() -> None:
     assert shapes(5) == [Shape(1, 1), Shape(2, 1), Shape(4, 1), Shape(8, 1)]
     assert shapes(1, speculative_tokens=2) == [Shape(1, 1), Shape(1, 3)]
+
+
+def test_warming_up_visits_every_doubling_that_the_cache_holds(v3_model, filled, monkeypatch) -> None:
+    cache, forward, seen = filled(prompts([1])), v3_model.forward, []
+
+    def watched(batch: StepBatch, used: LatentCache) -> Tensor:
+        seen.append(batch.query_lens)
+        return forward(batch, used)
+
+    monkeypatch.setattr(v3_model, "forward", watched)
+    warm_up(v3_model, cache, most_tokens=8)
+    assert seen == [[1], [2], [4], [8]]
+    seen.clear()
+    warm_up(v3_model, cache, most_tokens=10_000)
+    assert max(seen) == [128]

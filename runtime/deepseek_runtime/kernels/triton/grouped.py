@@ -137,16 +137,15 @@ def _gate_and_up(
     place = (tl.load(firsts + tile) + tl.arange(0, BLOCK_M)).to(tl.int64)
     token = tl.load(order + place, mask=live, other=0).to(tl.int64) // CHOSEN
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    scales: tl.constexpr = ((ROW_OFFSET + N + ROWS_PER_SCALE - 1) // ROWS_PER_SCALE) * (
-        (COLUMN_OFFSET + K + CHUNK - 1) // CHUNK
-    )
+    chunks: tl.constexpr = (COLUMN_OFFSET + K + CHUNK - 1) // CHUNK
+    scales: tl.constexpr = ((ROW_OFFSET + N + ROWS_PER_SCALE - 1) // ROWS_PER_SCALE) * chunks
     gated = multiply(
-        x, x_scale, token, live, gate + expert * N * K, gate_scale + expert * scales, column, BLOCK_M, BLOCK_N,
-        N, K, CHUNK, ROWS_PER_SCALE, ROW_OFFSET, COLUMN_OFFSET, FP8_WEIGHT, FP8_MATHS, FNUZ, UPCAST,
+        x, x_scale, token, live, gate + expert * N * K, gate_scale + expert * scales, column, 0, chunks,
+        BLOCK_M, BLOCK_N, N, K, CHUNK, ROWS_PER_SCALE, ROW_OFFSET, COLUMN_OFFSET, FP8_WEIGHT, FP8_MATHS, FNUZ, UPCAST,
     )  # fmt: skip
     raised = multiply(
-        x, x_scale, token, live, up + expert * N * K, up_scale + expert * scales, column, BLOCK_M, BLOCK_N,
-        N, K, CHUNK, ROWS_PER_SCALE, ROW_OFFSET, COLUMN_OFFSET, FP8_WEIGHT, FP8_MATHS, FNUZ, UPCAST,
+        x, x_scale, token, live, up + expert * N * K, up_scale + expert * scales, column, 0, chunks,
+        BLOCK_M, BLOCK_N, N, K, CHUNK, ROWS_PER_SCALE, ROW_OFFSET, COLUMN_OFFSET, FP8_WEIGHT, FP8_MATHS, FNUZ, UPCAST,
     )  # fmt: skip
     product = gated * tl.sigmoid(gated) * raised
     mask = live[:, None] & (column < N)[None, :]
@@ -186,12 +185,11 @@ def _down_kernel(
     place = (tl.load(firsts + tile) + tl.arange(0, BLOCK_M)).to(tl.int64)
     assignment = tl.load(order + place, mask=live, other=0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    scales: tl.constexpr = ((ROW_OFFSET + N + ROWS_PER_SCALE - 1) // ROWS_PER_SCALE) * (
-        (COLUMN_OFFSET + K + CHUNK - 1) // CHUNK
-    )
+    chunks: tl.constexpr = (COLUMN_OFFSET + K + CHUNK - 1) // CHUNK
+    scales: tl.constexpr = ((ROW_OFFSET + N + ROWS_PER_SCALE - 1) // ROWS_PER_SCALE) * chunks
     total = multiply(
-        h, h_scale, place, live, down + expert * N * K, down_scale + expert * scales, column, BLOCK_M, BLOCK_N,
-        N, K, CHUNK, ROWS_PER_SCALE, ROW_OFFSET, COLUMN_OFFSET, FP8_WEIGHT, FP8_MATHS, FNUZ, UPCAST,
+        h, h_scale, place, live, down + expert * N * K, down_scale + expert * scales, column, 0, chunks,
+        BLOCK_M, BLOCK_N, N, K, CHUNK, ROWS_PER_SCALE, ROW_OFFSET, COLUMN_OFFSET, FP8_WEIGHT, FP8_MATHS, FNUZ, UPCAST,
     )  # fmt: skip
     mask = live[:, None] & (column < N)[None, :]
     tl.store(out + assignment[:, None] * N + column[None, :], total.to(out.dtype.element_ty), mask=mask)

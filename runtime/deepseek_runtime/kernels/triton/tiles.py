@@ -66,6 +66,10 @@ class Layout:
         fnuz = stored is torch.float8_e4m3fnuz
         return cls(rows, columns, block[1], block[0], offset[0], offset[1], True, multiplies, fnuz, upcasts())
 
+    @property
+    def chunks(self) -> int:
+        return cdiv(self.COLUMN_OFFSET + self.K, self.CHUNK)
+
     def arguments(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -97,6 +101,8 @@ def multiply(
     w: tl.tensor,
     w_scale: tl.tensor,
     column: tl.tensor,
+    first: int,
+    last: int,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     N: tl.constexpr,
@@ -110,12 +116,15 @@ def multiply(
     FNUZ: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> tl.tensor:
-    """Float32 [BLOCK_M, BLOCK_N] of rows `row` of x, where `live`, and rows `column` of one matrix w [N, K]."""
+    """Float32 [BLOCK_M, BLOCK_N] of rows `row` of x, where `live`, and rows `column` of one matrix w [N, K].
+
+    Summed over the chunks from `first` to before `last`.
+    """
     chunks: tl.constexpr = (COLUMN_OFFSET + K + CHUNK - 1) // CHUNK
     ragged: tl.constexpr = (COLUMN_OFFSET != 0) or (K % CHUNK != 0)
     inside = column < N
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for chunk in range(0, chunks):
+    for chunk in range(first, last):
         k = chunk * CHUNK - COLUMN_OFFSET + tl.arange(0, CHUNK)
         x_mask, w_mask = live[:, None], inside[None, :]
         if ragged:

@@ -36,6 +36,15 @@ def test_weights_are_decoded_in_the_tile(noise, fp8_weight, tokens, outputs, inp
     assert relative(gemm.linear(x.bfloat16(), weight, Hardware(None, 1, 1)), exact) < 6e-3
 
 
+@pytest.mark.parametrize("offset", [(0, 0), CUT])
+def test_narrow_layers_split_their_columns(noise, fp8_weight, offset) -> None:
+    weight, x = fp8_weight(40, 32 * 13, offset=offset), noise(3, 32 * 13)
+    hardware = Hardware(None, units=7, stages=1)
+    assert gemm.splits(40, 13, gemm.TileShape(16, 32, 4), hardware) == 3
+    exact = x.double() @ weight.dequantise(torch.float64).T
+    assert relative(gemm.linear(x, weight, hardware), exact) < 1e-6
+
+
 @pytest.mark.parametrize("form", [Fp8Format(), Fp8Format(power_of_two=True), FNUZ])
 @pytest.mark.parametrize("offset", [(0, 0), CUT])
 def test_fp8_maths_is_exact_but_for_the_rounding_of_activations(noise, fp8_weight, form, offset) -> None:

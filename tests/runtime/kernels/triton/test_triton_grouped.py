@@ -8,28 +8,41 @@ from hypothesis import strategies as st
 from deepseek_runtime.kernels.fp8 import Fp8Weight
 from deepseek_runtime.kernels.interface import SwiGLU
 from deepseek_runtime.kernels.triton import grouped
-from deepseek_runtime.kernels.triton.grouping import group_by_expert, most_tiles, one_group, usual_rows
+from deepseek_runtime.kernels.triton.grouping import (
+    Tiles,
+    group_by_expert,
+    group_by_sorting,
+    most_tiles,
+    one_group,
+    usual_rows,
+)
 from deepseek_runtime.kernels.triton.hardware import Fp8Format, Hardware
 
 PLAIN = Hardware(None, 1, 1)
 
 
-@settings(deadline=None, max_examples=100)
-@given(
-    slots=st.lists(st.lists(st.integers(-1, 6), min_size=3, max_size=3), min_size=1, max_size=20),
-    rows=st.sampled_from([1, 2, 16]),
-)
-def test_every_assignment_is_in_one_tile_of_its_expert(slots: list[list[int]], rows: int) -> None:
-    flat = [slot for row in slots for slot in row]
-    tiles = group_by_expert(torch.tensor(slots), 7, rows)
+def check_tiles(tiles: Tiles, flat: list[int], rows: int) -> None:
+    """Every assignment that has an expert is in one tile of it, in its own order."""
     seen = []
     for expert, first, count in zip(tiles.expert.tolist(), tiles.first.tolist(), tiles.count.tolist(), strict=True):
         assert count <= rows
         members = tiles.order_A[first : first + count].tolist()
         assert all(flat[member] == expert for member in members)
         seen += members
-    assert sorted(seen) == [place for place, slot in enumerate(flat) if slot >= 0]
+    assert seen == sorted((place for place, slot in enumerate(flat) if slot >= 0), key=lambda place: flat[place])
     assert len(tiles) == most_tiles(len(flat), 7, rows)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    slots=st.lists(st.lists(st.integers(-1, 6), min_size=3, max_size=3), min_size=1, max_size=20),
+    rows=st.sampled_from([1, 2, 16]),
+)
+def test_every_assignment_is_in_one_tile_of_its_expert(slots: list[list[int]], rows: int) -> None:
+    flat = [slot for row in slots for slot in row]
+    table = torch.tensor(slots, device="cuda" if torch.cuda.is_available() else "cpu")
+    check_tiles(group_by_expert(table, 7, rows), flat, rows)
+    check_tiles(group_by_sorting(table.flatten(), 7, rows), flat, rows)
 
 
 def test_a_dense_layer_is_one_group() -> None:

@@ -10,7 +10,7 @@ export TORCH_INDEX_URL
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format down crds tutor clean
+.PHONY: help demo test lint format down crds tutor bench clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ crds: $(VENV)/.all ## Generate crds/ from the pydantic models
 
 tutor: $(VENV)/.all ## Train the tutor again from its seed (about 37 minutes)
 	PYTHONPATH=training $(PYTHON) -m tutor_training.train --out runtime/deepseek_runtime/tutor
+
+bench: $(VENV)/.all ## Time the runtime and its peers on this machine (BENCH_ARGS="--quick --json": ten minutes)
+	@$(PYTHON) -m benchmarks.yardstick $(BENCH_ARGS)
 
 clean: ## Remove .venv and caches of this folder
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

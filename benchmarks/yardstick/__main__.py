@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="batches 1 and 16, prefill 512, llama.cpp and transformers"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of Markdown")
-    parser.add_argument("--threads", type=_numbers, default=(1, 2), metavar="N,…", help="threads to compare at (1,2)")
+    parser.add_argument("--threads", type=_numbers, metavar="N,…", help="threads to compare at (1,2)")
     parser.add_argument("--peers", type=_peers, metavar="NAME,…", help=f"of {', '.join(PEERS)}, or none")
     parser.add_argument("--batches", type=_numbers, metavar="N,…", help="sequences decoded together (1,8,16,32)")
     parser.add_argument("--rounds", type=int, metavar="N", help="runs of every engine (quick 2, else 3)")
@@ -59,12 +60,20 @@ def _options(given: argparse.Namespace) -> Options:
     )
     return Options(
         workload=workload,
-        threads=given.threads,
+        threads=_threads(given.threads),
         rounds=given.rounds or (2 if quick else 3),
         peers=(_QUICK_PEERS if quick else tuple(PEERS)) if given.peers is None else given.peers,
         thorough=not quick,
         command=shlex.join(["python", "-m", "benchmarks.yardstick", *sys.argv[1:]]),
     )
+
+
+def _threads(wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    """One and two, or what was asked for; a thread without a core of its own would measure the scheduler."""
+    cores = len(os.sched_getaffinity(0))
+    if wanted and max(wanted) > cores:
+        raise BenchmarkError(f"--threads {max(wanted)} is more than the {cores} cores that this process may use")
+    return wanted or tuple(range(1, min(cores, 2) + 1))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

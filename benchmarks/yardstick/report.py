@@ -134,14 +134,10 @@ def _memory(results: Results) -> str:
 
 def _loading(results: Results) -> str:
     rows = [
-        [
-            _TITLES[side],
-            *(_number(max(loading[name]), 2) for name in _LOADING),
-            f"{loading['rss_before_load'] / 1e9:.2f}",
-        ]
+        [_TITLES[side], *(_number(max(loading[name]), 2) for name in _LOADING)]
         for side, loading in results.loading.items()
     ]
-    head = ["GB/s", "disk: plain read", "disk: load", "page cache: plain read", "page cache: load", "RSS before, GB"]
+    head = ["GB/s", "disk: plain read", "disk: load", "page cache: plain read", "page cache: load"]
     return f"### Loading\n\n{table(head, rows)}" if rows else ""
 
 
@@ -181,8 +177,8 @@ def _agreement(results: Results) -> str:
     errors = ", ".join(f"{_TITLES[side]} {error:.3f}" for side, error in found["bfloat16_mean_error"].items())
     return (
         "### Is it the same model?\n\n"
-        f"Logits of {found['prompt_tokens']} tokens against transformers, relative to their standard deviation: in float32 "
-        f"at most {found['float32_max_difference']:.1e} apart, the best token the same at "
+        f"Logits of {found['prompt_tokens']} tokens against transformers, relative to their standard deviation: in "
+        f"float32 at most {found['float32_max_difference']:.1e} apart, the best token the same at "
         f"{found['float32_same_best_token']:.0%} of the positions. Mean error of BF16 against float32: {errors} "
         "(a random model is chaotic there: one flipped expert changes all that follows)."
     )

@@ -57,7 +57,5 @@ def _loading(results: Results) -> Iterator[Check]:
 
 def _context(results: Results) -> Iterator[Check]:
     if results.context_s:
-        seconds = list(results.context_s.values())
-        yield Check(
-            f"a token behind {list(results.context_s)[-1]} tokens over 1024", seconds[-1] / seconds[0], 1.15, True
-        )
+        (short, first), *_, (long, last) = results.context_s.items()
+        yield Check(f"a token behind {long} tokens over one behind {short}", last / first, 1.15, limit=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,7 +38,9 @@ class CpuKernels(TorchKernels):
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        self._described = Descriptions()
+        self._matrices = Descriptions(Matrix.of)
+        self._layers = Descriptions(SwiGLU.of)
+        self._expansions = Descriptions(Expansion.of)
         self._routing: dict[RouterConfig, Routing] = {}
         self._paging: tuple[Absorbed | None, int, object] = (None, 0, None)
 
@@ -49,7 +50,7 @@ class CpuKernels(TorchKernels):
             return super().linear(x_TI, weight_OI)
         tokens = x_TI.shape[0]
         out = x_TI.new_empty(tokens, values.shape[0])
-        matrix = self._described.pointer(values, partial(Matrix.of, weight_OI))
+        matrix = self._matrices.pointer(values, weight_OI)
         self._library.dsv3_linear(
             *(out.data_ptr(), x_TI.data_ptr(), TYPES[x_TI.dtype], x_TI.stride(0), tokens, matrix),
             torch.get_num_threads(),
@@ -90,7 +91,7 @@ class CpuKernels(TorchKernels):
         self._library.dsv3_route(
             *(ids.data_ptr(), weights.data_ptr(), x_TD.data_ptr(), TYPES[x_TD.dtype], x_TD.stride(0), tokens),
             0 if bias_E is None else bias_E.data_ptr(),
-            self._described.pointer(weight_ED, partial(Matrix.of, weight_ED)),
+            self._matrices.pointer(weight_ED, weight_ED),
             ctypes.addressof(routing),
             torch.get_num_threads(),
         )
@@ -103,7 +104,7 @@ class CpuKernels(TorchKernels):
         out = x_TD.new_empty(x_TD.shape[0], weights.down.shape[0])
         self._library.dsv3_swiglu(
             *(out.data_ptr(), x_TD.data_ptr(), TYPES[x_TD.dtype], x_TD.stride(0), x_TD.shape[0]),
-            self._described.pointer(gate, partial(SwiGLU.of, weights)),
+            self._layers.pointer(gate, weights),
             torch.get_num_threads(),
         )
         return out
@@ -118,7 +119,7 @@ class CpuKernels(TorchKernels):
         self._library.dsv3_experts(
             *(out.data_ptr(), x_TD.data_ptr(), TYPES[x_TD.dtype], x_TD.stride(0), tokens),
             *(slots_TK.data_ptr(), weights_TK.data_ptr(), choices, gate.shape[0]),
-            self._described.pointer(gate, partial(SwiGLU.of, experts)),
+            self._layers.pointer(gate, experts),
             torch.get_num_threads(),
         )
         return out
@@ -158,7 +159,7 @@ class CpuKernels(TorchKernels):
         queries = Queries.of(q_nope_THN, q_rope_THR)
         self._library.dsv3_absorbed_attention(
             *(out.data_ptr(), ctypes.addressof(queries), cache_SW.data_ptr(), self._paging_of(part)),
-            self._described.pointer(values, partial(Expansion.of, expansion)),
+            self._expansions.pointer(values, expansion),
             *(TYPES[out.dtype], torch.get_num_threads()),
         )
         return out

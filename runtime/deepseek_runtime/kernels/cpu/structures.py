@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -109,22 +109,23 @@ class Expansion(ctypes.Structure):
         return cls(keys.data_ptr(), values.data_ptr(), keys.shape[2], values.shape[1], expansion.scale)
 
 
-Described = TypeVar("Described", bound=ctypes.Structure)
+Source = TypeVar("Source")
 
 
-class Descriptions:
-    """Pointers to descriptions of weights, made once for each tensor and forgotten with it."""
+class Descriptions(Generic[Source]):
+    """Pointers to descriptions, each made when its tensor is first seen, and forgotten with the tensor."""
 
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, ctypes.Structure, int]] = {}
+    def __init__(self, describe: Callable[[Source], ctypes.Structure]) -> None:
+        self._describe = describe
+        self._known: dict[int, tuple[int, ctypes.Structure, weakref.ref[Tensor]]] = {}
 
-    def pointer(self, key: Tensor, describe: Callable[[], ctypes.Structure]) -> int:
-        """The address of what `describe` made when `key` was first seen."""
+    def pointer(self, key: Tensor, source: Source) -> int:
+        """The address of the description of `source`, of which `key` is a part that nothing else shares."""
         known = self._known.get(id(key))
-        return known[2] if known else self._add(key, describe())
+        return known[0] if known else self._add(key, source)
 
-    def _add(self, key: Tensor, structure: ctypes.Structure) -> int:
-        number = id(key)
-        reference = weakref.ref(key, lambda _: self._known.pop(number, None))
-        self._known[number] = (reference, structure, ctypes.addressof(structure))
-        return self._known[number][2]
+    def _add(self, key: Tensor, source: Source) -> int:
+        number, structure = id(key), self._describe(source)
+        address = ctypes.addressof(structure)
+        self._known[number] = (address, structure, weakref.ref(key, lambda _: self._known.pop(number, None)))
+        return address

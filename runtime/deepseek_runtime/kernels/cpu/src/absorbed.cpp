@@ -167,9 +167,8 @@ class AbsorbedAttention {
         for (int64_t key = 0; key < count; key += BLOCK) {
             RowBlock<P> block;
             std::copy(rows + key, rows + key + BLOCK, block.rows);
-            Ahead none;
-            block_times_tokens<P>(
-                block, segments, rows_, [&](int64_t row) { return queries + row * padded_; }, none,
+            multiply_block<P>(
+                block, segments, rows_, [&](int64_t row) { return queries + row * padded_; }, Ahead{},
                 [&](int64_t row, __m128 low, __m128 high) {
                     store4(scores + row * TILE + key, low, 4);
                     store4(scores + row * TILE + key + 4, high, 4);
@@ -191,7 +190,7 @@ class AbsorbedAttention {
             block.take(w, 0, row, 0, BLOCK);
             next.take(w, 0, row + BLOCK, 0, BLOCK);
             multiply_block<P>(
-                block, next, segments, all(), [&](int64_t i) { return packed.row(i); },
+                block, segments, all(), [&](int64_t i) { return packed.row(i); }, ahead_of(next, all()),
                 [&](int64_t i, __m128 low, __m128 high) {
                     T* to = out + (i * q_.heads + head) * value + row;
                     store4(to, low, value - row);

@@ -130,9 +130,6 @@ struct Bf16ByE4m3 : Bf16Vectors {
         _mm512_storeu_si512(packed, _mm512_permutex2var_epi64(a, even, b));
         _mm512_storeu_si512(packed + 32, _mm512_permutex2var_epi64(a, odd, b));
     }
-    static void keep(X* to, const Vector* v) {
-        for (int i = 0; i < vectors; i++) _mm512_storeu_si512(to + 32 * i, v[i]);
-    }
 };
 
 struct FloatByE4m3 : FloatVectors {
@@ -155,18 +152,6 @@ struct FloatByE4m3 : FloatVectors {
         split_pairs(join(0, 2), join(4, 6), packed);
         split_pairs(join(1, 3), join(5, 7), packed + 32);
     }
-    static void keep(X* to, const Vector* v) {
-        for (int i = 0; i < vectors; i++) _mm512_storeu_ps(to + 16 * i, v[i]);
-    }
-};
-
-// Rows of an FP8 matrix that were decoded once for many tokens, in the order of the packed activations.
-template <class P>
-struct Decoded : P {
-    using W = typename P::X;
-    static constexpr int step = 64 / sizeof(W), vectors = 1;
-    static void weights(const W* w, typename P::Vector* v) { v[0] = P::activations(w); }
-    static void weights(const W* w, int64_t, typename P::Vector* v) { v[0] = P::activations(w); }
 };
 
 // The sums over the lanes of four vectors.

@@ -48,8 +48,9 @@ void gate_and_up(typename P::X* hidden, const Packed<P>& x, const std::vector<Se
             take(std::min(index + 1, all - 1));
             const int64_t group = index / blocks, row = index % blocks * HALF, first = groups.starts[group];
             multiply_block<P>(
-                block, next, segments, groups.tokens(group),
+                block, segments, groups.tokens(group),
                 [&](int64_t m) { return x.row(groups.pairs[first + m] / choices); },
+                ahead_of(next, groups.tokens(group)),
                 [&](int64_t m, __m128 gate, __m128 up) {
                     store4(hidden + (first + m) * width + row, _mm_mul_ps(silu(gate), up), width - row);
                 });
@@ -75,7 +76,8 @@ void down(float* out, const Packed<P>& hidden, const std::vector<Segment>& segme
             const int64_t group = index / own, row = (begin + index % own) * BLOCK, left = width - row;
             const int64_t first = groups.starts[group];
             multiply_block<P>(
-                block, next, segments, groups.tokens(group), [&](int64_t m) { return hidden.row(first + m); },
+                block, segments, groups.tokens(group), [&](int64_t m) { return hidden.row(first + m); },
+                ahead_of(next, groups.tokens(group)),
                 [&](int64_t m, __m128 low, __m128 high) {
                     const int64_t pair = groups.pairs[first + m];
                     float* to = out + pair / choices * width + row;

@@ -23,7 +23,8 @@ void linear(Out* out, const typename P::X* x, int64_t x_stride, int64_t tokens, 
                 next.take(w, 0, std::min(b + 1, blocks - 1) * BLOCK, 0, BLOCK);
                 const int64_t row = b * BLOCK, left = w.rows - row;
                 multiply_block<P>(
-                    block, next, segments, count, [&](int64_t token) { return packed.row(first + token); },
+                    block, segments, count, [&](int64_t token) { return packed.row(first + token); },
+                    ahead_of(next, count),
                     [&](int64_t token, __m128 low, __m128 high) {
                         Out* to = out + (first + token) * w.rows + row;
                         store4(to, low, left);

@@ -95,22 +95,29 @@ struct RowBlock {
     }
 };
 
-// What to fetch while a block is computed: the next block's rows, which lie `BLOCK / 2` together. Measured on Zen 5: the
-// processor's own prefetching is better where each row is streamed once, and blind to the gaps of computation otherwise.
+// What to fetch while a block is multiplied by so many tokens: the next block's rows, which lie `BLOCK / 2`
+// together. Measured on Zen 5: the processor's own prefetching is better where each row is just streamed, apart from a
+// row's first lines, and blind to the gaps of computation otherwise.
 template <class P>
-Ahead ahead_of(const RowBlock<P>& next, int64_t tiles) {
+Ahead ahead_of(const RowBlock<P>& next, int64_t tokens) {
     constexpr int lines_of_step = BLOCK / 2 * (P::step * sizeof(typename P::W)) / 64;
     Ahead ahead;
+    if (tokens <= 2 && !P::scaled) {
+        for (const auto* row : next.rows)
+            for (int line = 0; line < 2; line++) _mm_prefetch(reinterpret_cast<const char*>(row) + 64 * line, _MM_HINT_T0);
+        return ahead;
+    }
     ahead.at[0] = reinterpret_cast<const char*>(next.rows[0]);
     ahead.at[1] = reinterpret_cast<const char*>(next.rows[BLOCK / 2]);
-    ahead.lines = tiles > 1 || P::scaled ? static_cast<int>((lines_of_step + tiles - 1) / tiles) : 0;
+    const int64_t tiles = (tokens + 2) / 3;
+    ahead.lines = static_cast<int>((lines_of_step + tiles - 1) / tiles);
     return ahead;
 }
 
 // sink(token, low, high) gets the sums of a block's rows 0-3 and 4-7 for every token; x(token) is its packed row.
 template <class P, class Rows, class Sink>
-void block_times_tokens(const RowBlock<P>& block, const std::vector<Segment>& segments, int64_t tokens, Rows&& x,
-                        Ahead& ahead, Sink&& sink) {
+void multiply_block(const RowBlock<P>& block, const std::vector<Segment>& segments, int64_t tokens, Rows&& x,
+                    Ahead ahead, Sink&& sink) {
     auto run = [&](int64_t m, auto width) {
         constexpr int C = decltype(width)::value;
         const typename P::X* rows[C];
@@ -133,46 +140,6 @@ void block_times_tokens(const RowBlock<P>& block, const std::vector<Segment>& se
     while (tokens - m > 4 || tokens - m == 3) run(m, std::integral_constant<int, 3>{}), m += 3;
     while (tokens - m >= 2) run(m, std::integral_constant<int, 2>{}), m += 2;
     if (m < tokens) run(m, std::integral_constant<int, 1>{});
-}
-
-inline int64_t tiles_of(int64_t tokens) { return (tokens + 2) / 3 + (tokens % 3 == 1 && tokens > 1); }
-
-// The same for FP8 rows, which are decoded once where several tokens use them.
-template <class P, class Rows, class Sink>
-void multiply_block(const RowBlock<P>& block, const RowBlock<P>& next, const std::vector<Segment>& segments,
-                    int64_t tokens, Rows&& x, Sink&& sink) {
-    if constexpr (P::scaled) {
-        if (tokens > 1) {
-            using D = Decoded<P>;
-            const int64_t width = packed_width(segments, P::step);
-            auto* buffer = scratch<D, typename P::X>(BLOCK * width);
-            Ahead ahead = ahead_of(next, BLOCK);
-            std::vector<Segment>& packed = *[&] {
-                static thread_local std::vector<Segment> reused;
-                reused.clear();
-                for (const auto& s : segments) reused.push_back({s.packed, round_up(s.count, P::step), s.packed});
-                return &reused;
-            }();
-            RowBlock<D> decoded;
-            for (int r = 0; r < BLOCK; r++) {
-                decoded.rows[r] = buffer + r * width;
-                decoded.scales[r] = block.scales[r];
-                for (const auto& s : segments) {
-                    for (int64_t k = 0; k < s.count; k += P::step) {
-                        typename P::Vector v[P::vectors];
-                        P::weights(block.rows[r] + s.at + k, s.count - k, v);
-                        P::keep(buffer + r * width + s.packed + k, v);
-                        ahead.fetch();
-                    }
-                }
-            }
-            Ahead none;
-            block_times_tokens<D>(decoded, packed, tokens, x, none, sink);
-            return;
-        }
-    }
-    Ahead ahead = ahead_of(next, tiles_of(tokens));
-    block_times_tokens<P>(block, segments, tokens, x, ahead, sink);
 }
 
 // Calls f with the policy for activations and weights of these types; false where there is none.

@@ -29,10 +29,6 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def parent(self, block: int) -> int:
-        """The block before a known one, ROOT for the first of a sequence."""
-        return self._keys[block][0]
-
     def match(self, pieces: Iterable[Piece]) -> list[int]:
         """The blocks that hold the first of `pieces`, as many as are known; pieces are read no further than that."""
         found: list[int] = []

@@ -112,8 +112,7 @@ class Scheduler:
         return kept
 
     def _continue(self, rank: int) -> tuple[list[Slot], int]:
-        """Slots of the running sequences of a pool, and the tokens left for new ones: none where blocks ran out."""
-        before = self.preemptions
+        """Slots of the running sequences of a pool, and the tokens left for new ones."""
         own = [sequence for sequence in self.running if sequence.rank == rank]
         decoding = self._reserve(rank, [sequence for sequence in own if sequence.remaining == 1])
         reading = [sequence for sequence in own if sequence.remaining > 1 and sequence.blocks]
@@ -125,7 +124,7 @@ class Scheduler:
             if length := min(sequence.remaining, rest):
                 slots.append(Slot(sequence, sequence.computed, length))
                 rest -= length
-        return slots, rest if self.preemptions == before else 0
+        return slots, rest
 
     def _reserve(self, rank: int, decoding: list[Sequence]) -> list[Sequence]:
         """Have a block for the next token of each sequence, in order; those that were not preempted for it."""

@@ -38,7 +38,7 @@ def test_a_second_block_of_the_same_prefix_is_answered_with_the_first() -> None:
     subject = index((1, 2), (3, 4))
     assert subject.add(0, (3, 4), 7) == 1
     assert 7 not in subject
-    assert (subject.parent(0), subject.parent(1)) == (ROOT, 0)
+    assert subject.match([(1, 2), (3, 4)]) == [0, 1]
 
 
 def test_a_removed_block_is_not_found_and_can_come_back_elsewhere() -> None:

@@ -165,13 +165,14 @@ def test_a_decode_verifies_its_drafts_and_goes_on_behind_the_accepted_ones() -> 
 
 
 def test_nothing_is_kept_behind_an_accepted_stop_token() -> None:
-    subject = scheduler()
+    subject = scheduler(size=1)
     params = SamplingParams(max_tokens=9, stop_token_ids=frozenset({2}))
     wanted = decoding(subject, Sequence(0, (1, 1), params), drafts=[8, 2, 9])
     slots = subject.schedule()
     assert subject.commit(slots, {0: [8, 2, 9, 4]}) == {0: 2}
     assert (wanted.generated, wanted.finish_reason) == ([7, 8, 2], FinishReason.STOP)
     assert subject.pools[0].free == subject.pools[0].num_blocks
+    assert len(subject.pools[0]._index) == len(wanted)
 
 
 def test_no_more_drafts_run_than_tokens_are_allowed() -> None:

@@ -23,7 +23,7 @@ from deepseek_runtime.kernels.interface import Latents
 from deepseek_runtime.kernels.interface import SwiGLU as SwiGLUWeights
 from deepseek_runtime.kernels.reference import TorchKernels
 from deepseek_runtime.model.config import RouterConfig
-from deepseek_runtime.model.step import Absorbed
+from deepseek_runtime.model.step import Absorbed, Expanded
 
 COVERED = {(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float8_e4m3fn)} | {
     (torch.float32, weight) for weight in TYPES
@@ -160,6 +160,21 @@ class CpuKernels(TorchKernels):
         self._library.dsv3_absorbed_attention(
             *(out.data_ptr(), ctypes.addressof(queries), cache_SW.data_ptr(), self._paging_of(part)),
             self._expansions.pointer(values, expansion),
+            *(TYPES[out.dtype], torch.get_num_threads()),
+        )
+        return out
+
+    def expanded_attention(
+        self, q_nope_THN: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, part: Expanded, expansion: ExpansionWeights
+    ) -> Tensor:
+        if not _same_types(q_nope_THN, q_rope_THR, cache_SW, expansion.w_uk_HNC):
+            return super().expanded_attention(q_nope_THN, q_rope_THR, cache_SW, part, expansion)
+        values, tokens = expansion.w_uv_HVC, part.stop - part.start
+        out = torch.empty(tokens, *values.shape[:2], dtype=q_nope_THN.dtype)
+        queries = Queries.of(q_nope_THN[part.start :], q_rope_THR[part.start :])
+        self._library.dsv3_expanded_attention(
+            *(out.data_ptr(), ctypes.addressof(queries), cache_SW.data_ptr(), part.slots_S.data_ptr()),
+            *(part.slots_S.shape[0], tokens, self._expansions.pointer(values, expansion)),
             *(TYPES[out.dtype], torch.get_num_threads()),
         )
         return out

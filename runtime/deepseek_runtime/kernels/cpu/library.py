@@ -32,6 +32,7 @@ FUNCTIONS = {
         *(LONG, LONG, LONG, LONG, INT, INT),
     ),
     "dsv3_absorbed_attention": (POINTER, POINTER, POINTER, POINTER, POINTER, INT, INT),
+    "dsv3_expanded_attention": (POINTER, POINTER, POINTER, POINTER, LONG, LONG, POINTER, INT, INT),
 }
 """Argument types, as the sources say."""
 

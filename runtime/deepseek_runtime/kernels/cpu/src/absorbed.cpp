@@ -2,72 +2,22 @@
 //
 // The keys of a sequence are cut into parts of fixed size, whose softmax sums are merged in order afterwards: threads have
 // something to share even in one long sequence, and the result depends on nothing but the sequence.
-#include <cmath>
-#include <limits>
-
-#include "matrix.h"
-#include "mix.h"
+#include "attention.h"
 
 namespace dsv3 {
 
-constexpr int64_t PART = 1024, TILE = 64;
+constexpr int64_t PART = 1024;
 
-// What `Absorbed` in Python says, for queries [tokens, heads]; strides in elements.
-struct Queries {
-    const void *nope, *rope;
-    int64_t nope_token, nope_head, rope_token, rope_head;
-    int64_t heads, nope_width, rope_width;
-};
+// What `model.step.Absorbed` says: [sequences, queries] twice, [sequences, blocks].
 struct Paging {
-    const int64_t *tokens, *lengths, *blocks;  // [sequences, queries] twice, [sequences, blocks]
+    const int64_t *tokens, *lengths, *blocks;
     int64_t sequences, queries, blocks_stride, block_size, context;
 };
-struct Expansion {
-    const void *up_key, *up_value;  // [heads, nope, latent], [heads, value, latent]
-    int64_t latent, value;
-    float scale;
-};
-
-template <class T>
-using DotPolicy = std::conditional_t<std::is_same_v<T, Bf16>, Bf16ByBf16, FloatByFloat>;
 
 struct AbsorbedQueries;
-struct Scores;
-struct Probabilities;
 struct PartialSums;
 struct PartialMixes;
 struct HeadMix;
-
-// One softmax over keys that come in tiles: the running maximum and sum of each query, next to its mix of rows.
-struct Running {
-    float peak, total;
-};
-
-// Turns scores of `count` visible keys into probabilities relative to a new peak; the rest of the tile becomes 0.
-template <class T>
-void soften(float* scores, int64_t count, float scale, Running& running, T* probabilities, float* mix, int64_t width) {
-    __m512 best = _mm512_set1_ps(running.peak);
-    const __m512 factor = _mm512_set1_ps(scale);
-    for (int64_t k = 0; k < count; k += 16) {
-        const __mmask16 mask = first16(count - k);
-        const __m512 scaled = _mm512_mul_ps(load(scores + k, mask), factor);
-        _mm512_storeu_ps(scores + k, scaled);
-        best = _mm512_mask_max_ps(best, mask, best, scaled);
-    }
-    const float peak = _mm512_reduce_max_ps(best);
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t k = 0; k < TILE; k += 16) {
-        const __mmask16 mask = count > k ? first16(count - k) : 0;
-        const __m512 p = _mm512_maskz_mov_ps(mask, exp(_mm512_sub_ps(load(scores + k), _mm512_set1_ps(peak))));
-        sum = _mm512_add_ps(sum, p);
-        store(probabilities + k, p);
-    }
-    if (count <= 0) return;
-    const float shrink = std::exp(running.peak - peak);
-    running.total = running.total * shrink + _mm512_reduce_add_ps(sum);
-    if (running.peak != peak) scale_to(mix, shrink, width, mix);
-    running.peak = peak;
-}
 
 template <class T>
 class AbsorbedAttention {
@@ -96,7 +46,7 @@ class AbsorbedAttention {
     }
 
   private:
-    using P = DotPolicy<T>;
+    using P = Unscaled<T>;
 
     int64_t all() const { return paging_.sequences * paging_.queries; }
     T* query(int64_t index, int64_t head) const { return queries_ + (index * q_.heads + head) * padded_; }
@@ -132,7 +82,7 @@ class AbsorbedAttention {
         const int64_t latent = expansion_.latent, first = (sequence * parts_ + part) * rows_;
         Running* running = running_ + first;
         float* mixes = mixes_ + first * latent;
-        std::fill(running, running + rows_, Running{-std::numeric_limits<float>::infinity(), 0});
+        std::fill(running, running + rows_, Running{});
         const int64_t* lengths = paging_.lengths + sequence * paging_.queries;
         const int64_t longest = *std::max_element(lengths, lengths + paging_.queries);
         const int64_t stop = std::min((part + 1) * PART, longest);
@@ -159,11 +109,7 @@ class AbsorbedAttention {
 
     // scores[row][key] of a tile.
     void score(const T* queries, const T* const* rows, int64_t count, float* scores) {
-        const std::vector<Segment>& segments = *[&] {
-            static thread_local std::vector<Segment> reused(1);
-            reused[0] = {0, width_, 0};
-            return &reused;
-        }();
+        const std::vector<Segment> segments{{0, width_, 0}};
         for (int64_t key = 0; key < count; key += BLOCK) {
             RowBlock<P> block;
             std::copy(rows + key, rows + key + BLOCK, block.rows);
@@ -204,7 +150,7 @@ class AbsorbedAttention {
         const int64_t latent = expansion_.latent, sequence = index / paging_.queries;
         const int64_t row = index % paging_.queries * q_.heads + head;
         auto at = [&](int64_t part) { return (sequence * parts_ + part) * rows_ + row; };
-        float peak = -std::numeric_limits<float>::infinity(), total = 0;
+        float peak = -INFINITE, total = 0;
         for (int64_t part = 0; part < parts_; part++) peak = std::max(peak, running_[at(part)].peak);
         float* sum = scratch<Scores, float>(latent);
         std::fill(sum, sum + latent, 0.0f);
@@ -236,11 +182,7 @@ using namespace dsv3;
 // out [sequences · queries, heads, value]; everything of one type, `type`.
 DSV3_EXPORT int32_t dsv3_absorbed_attention(void* out, const Queries* q, const void* cache, const Paging* paging,
                                             const Expansion* expansion, int32_t type, int32_t threads) {
-    auto run = [&]<class T>(T*) {
+    return with_type(type, [&]<class T>(T*) {
         AbsorbedAttention<T>(*q, static_cast<const T*>(cache), *paging, *expansion, threads).run(static_cast<T*>(out));
-    };
-    if (type == BFLOAT16) run(static_cast<Bf16*>(nullptr));
-    else if (type == FLOAT32) run(static_cast<float*>(nullptr));
-    else return 1;
-    return 0;
+    });
 }

@@ -153,6 +153,14 @@ bool with_policy(int32_t x, int32_t w, F&& f) {
     return false;
 }
 
+// Calls f with a null pointer of the element type; 1 where it is none of activations'.
+template <class F>
+int32_t with_type(int32_t type, F&& f) {
+    if (type == BFLOAT16) return f(static_cast<Bf16*>(nullptr)), 0;
+    if (type == FLOAT32) return f(static_cast<float*>(nullptr)), 0;
+    return 1;
+}
+
 }  // namespace dsv3
 
 // 0, or 1 where the types have no kernel. `out` is [tokens, w.rows] of x's type.

@@ -3,9 +3,14 @@
 // bf16 rows are taken in pairs, whose elements are interleaved in registers, so that one instruction adds two products.
 #pragma once
 
+#include <algorithm>
+
 #include "dot.h"
 
 namespace dsv3 {
+
+template <int N>
+using Constant = std::integral_constant<int, N>;
 
 // 32 columns of a row or of a pair of rows, as two vectors to multiply with broadcast numbers.
 struct Bf16Pairs {
@@ -97,21 +102,25 @@ inline void mix_tile(const Rows<T>& rows, int64_t column, const T* p, int64_t p_
         }
 }
 
-// All columns of `count` sums.
+// All columns of `count` sums, in strips that stay in the first-level cache while all sums pass over them.
 template <class T>
 void mix(const Rows<T>& rows, const T* p, int64_t p_stride, int64_t count, float* out, int64_t out_stride, bool add) {
-    auto columns = [&](auto sums, auto vectors, int64_t m) {
+    const int64_t strip = count >= 12 ? 32 : 128;
+    auto columns = [&](auto sums, auto vectors, int64_t m, int64_t begin, int64_t end) {
         constexpr int M = decltype(sums)::value, V = decltype(vectors)::value;
-        int64_t column = 0;
-        for (; column + 32 * (V - 1) < rows.columns; column += 32 * V)
+        int64_t column = begin;
+        for (; column + 32 * (V - 1) < end; column += 32 * V)
             mix_tile<T, M, V>(rows, column, p + m * p_stride, p_stride, out + m * out_stride, out_stride, add);
-        for (; column < rows.columns; column += 32)
+        for (; column < end; column += 32)
             mix_tile<T, M, 1>(rows, column, p + m * p_stride, p_stride, out + m * out_stride, out_stride, add);
     };
-    int64_t m = 0;
-    for (; m + 12 <= count; m += 12) columns(std::integral_constant<int, 12>{}, std::integral_constant<int, 1>{}, m);
-    for (; m + 4 <= count; m += 4) columns(std::integral_constant<int, 4>{}, std::integral_constant<int, 2>{}, m);
-    for (; m < count; m++) columns(std::integral_constant<int, 1>{}, std::integral_constant<int, 4>{}, m);
+    for (int64_t begin = 0; begin < rows.columns; begin += strip) {
+        const int64_t end = std::min(begin + strip, rows.columns);
+        int64_t m = 0;
+        for (; m + 12 <= count; m += 12) columns(Constant<12>{}, Constant<1>{}, m, begin, end);
+        for (; m + 4 <= count; m += 4) columns(Constant<4>{}, Constant<2>{}, m, begin, end);
+        for (; m < count; m++) columns(Constant<1>{}, Constant<4>{}, m, begin, end);
+    }
 }
 
 }  // namespace dsv3

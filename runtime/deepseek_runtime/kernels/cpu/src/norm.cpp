@@ -40,14 +40,6 @@ void add(const T* a, const T* b, int64_t width, T* to) {
     }
 }
 
-// Calls f with a null pointer of the element type; 1 where it is none of activations'.
-template <class F>
-int32_t with_type(int32_t type, F&& f) {
-    if (type == BFLOAT16) return f(static_cast<Bf16*>(nullptr)), 0;
-    if (type == FLOAT32) return f(static_cast<float*>(nullptr)), 0;
-    return 1;
-}
-
 // Rows worth a thread's time.
 constexpr int64_t ROWS = 16;
 

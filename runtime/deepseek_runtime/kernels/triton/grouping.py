@@ -70,7 +70,7 @@ def _group_few(slots_A: Tensor, experts: int, rows: int) -> Tiles:
         slots_A, order_A, plan_3T, assignments, tiles, EXPERTS=experts, ROWS=rows, SHARE=SHARE,
         BLOCK_E=next_power(experts),
     )  # fmt: skip
-    return Tiles(order_A, *plan_3T, rows=rows)
+    return Tiles(order_A, plan_3T[0], plan_3T[1], plan_3T[2], rows)
 
 
 def one_group(tokens: int, rows: int, device: torch.device) -> Tiles:

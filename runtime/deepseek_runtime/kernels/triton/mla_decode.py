@@ -5,7 +5,7 @@ splits there are follows from the batch's shape, where they lie from each sequen
 the host must know changes from step to step, so that a captured graph stays valid.
 """
 
-# ruff: noqa: PLR0913, PLR0915, PLR0917 - a kernel takes its addresses and sizes one by one, and is one loop.
+# ruff: noqa: PLR0913, PLR0917 - a kernel takes its addresses and sizes one by one, and is one loop.
 from __future__ import annotations
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deepseek_runtime.kernels.triton.hardware import Hardware, upcasts
 from deepseek_runtime.kernels.triton.language import cdiv, kernel, next_power, tl
+from deepseek_runtime.kernels.triton.softmax import add_keys
 from deepseek_runtime.model.step import Absorbed
 
 ROWS = 16
@@ -153,14 +154,7 @@ def _attend(
         scores = tl.dot(qc, tl.trans(latent), input_precision="ieee")
         scores += tl.dot(qr, turned, input_precision="ieee")
         scores = tl.where(key[None, :] < tl.minimum(length, last)[:, None], scores * scale, float("-inf"))
-        risen = tl.maximum(peak, tl.max(scores, axis=1))
-        # A row may see none of these keys: its peak stays -inf, and -inf - -inf must not become NaN.
-        anchor = tl.where(risen == float("-inf"), 0.0, risen)
-        weights = tl.exp(scores - anchor[:, None])
-        rescale = tl.exp(peak - anchor)
-        total = total * rescale + tl.sum(weights, axis=1)
-        mixed = mixed * rescale[:, None] + tl.dot(weights.to(latent.dtype), latent, input_precision="ieee")
-        peak = risen
+        peak, total, mixed = add_keys(scores, latent, peak, total, mixed)
     target = (sequence * (Q * H) + row) * SPLITS + split
     seen = total > 0
     mixed = mixed / tl.where(seen, total, 1.0)[:, None]

@@ -15,6 +15,7 @@ from torch import Tensor
 from deepseek_runtime.kernels.interface import Expansion
 from deepseek_runtime.kernels.triton.hardware import Hardware, upcasts
 from deepseek_runtime.kernels.triton.language import cdiv, kernel, next_power, tl
+from deepseek_runtime.kernels.triton.softmax import add_keys
 
 CHUNK = 8192
 """Context positions expanded at a time: 0.5 GB of keys and values for V3's 128 heads in bf16."""
@@ -155,13 +156,7 @@ def _attend(
         scores = tl.dot(qn, kn, input_precision="ieee") + tl.dot(qr, kr, input_precision="ieee")
         seen = inside[None, :] & (key[None, :] <= visible + token[:, None])
         scores = tl.where(seen, scores * scale, float("-inf"))
-        risen = tl.maximum(peak, tl.max(scores, axis=1))
-        anchor = tl.where(risen == float("-inf"), 0.0, risen)
-        weights = tl.exp(scores - anchor[:, None])
-        rescale = tl.exp(peak - anchor)
-        total = total * rescale + tl.sum(weights, axis=1)
-        mixed = mixed * rescale[:, None] + tl.dot(weights.to(vs.dtype), vs, input_precision="ieee")
-        peak = risen
+        peak, total, mixed = add_keys(scores, vs, peak, total, mixed)
     tl.store(peaks + place, peak, mask=live)
     tl.store(totals + place, total, mask=live)
     tl.store(mixes + place[:, None] * V + v[None, :], mixed, mask=value_mask)

@@ -70,6 +70,7 @@ def load_rank(settings: Settings, group: Group, report: Callable[[float], None])
         attention=settings.attention,
         redundant_experts=settings.redundant_experts,
         residency=settings.weights,
+        batch_invariant=settings.batch_invariant,
         on_progress=on_progress,
     )
     group.barrier("loaded", LOAD_TIMEOUT, on_wait=logger.info)

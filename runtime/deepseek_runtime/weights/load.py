@@ -56,6 +56,7 @@ def load_model(  # noqa: PLR0913 (what distinguishes one rank's model from anoth
     attention: Attention = "tensor",
     redundant_experts: int = 0,
     residency: Wanted = "auto",
+    batch_invariant: bool = False,
     on_progress: Progress | None = None,
     on_loaded: Callable[[LoadSummary], None] | None = None,
 ) -> DeepSeekV3Model:
@@ -63,7 +64,7 @@ def load_model(  # noqa: PLR0913 (what distinguishes one rank's model from anoth
 
     Raises CheckpointError, before anything is read, with everything that is wrong with configuration and files.
     """
-    kernels = choose_kernels(device, dtype)
+    kernels = choose_kernels(device, dtype, batch_invariant=batch_invariant)
     free = _least_free(device, group)
     try:
         config, index = inspect(path)

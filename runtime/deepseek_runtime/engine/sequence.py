@@ -59,7 +59,7 @@ class Sequence:
     def append(self, token: int) -> FinishReason | None:
         """Add a generated token and say whether it was the last one."""
         self.generated.append(token)
-        if token in self.params.stop_token_ids and len(self.generated) > self.params.min_tokens:
+        if self.params.stops(token, len(self.generated)):
             self.finish_reason = FinishReason.STOP
         elif len(self.generated) >= self.params.max_tokens:
             self.finish_reason = FinishReason.LENGTH

@@ -21,7 +21,6 @@ _PROMPT_TOKENS = 40
 _BLOCK = 64
 
 
-@torch.inference_mode()
 def ours(folder: Path, tokens: list[int], dtype: torch.dtype) -> Tensor:
     """Logits [T, V] of the runtime."""
     group = join_group("cpu")

@@ -6,11 +6,14 @@ answered, 1 when the group broke, 2 for what cannot be done, 130 after Ctrl-C; t
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with with_config(folder, order.config) as model:
             settings = _settings(order, str(model))
             if order.processes > 1 and "RANK" not in os.environ:
-                return launch(order.processes, MODULE, [*given, "--model", str(folder)])
+                return launch(order.processes, MODULE, _with_model(given, folder))
             return _Rank(order, settings, topology, console).run()
     except (StartupError, TopologyError, DownloadError, ValueError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":
@@ -49,11 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _with_model(arguments: list[str], folder: Path) -> list[str]:
+    """Arguments for the ranks, which need not ask the hub again."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [*arguments[:end], "--model", str(folder), *arguments[end:]]
+
+
 def _settings(order: Order, model: str) -> Settings:
     """The engine's settings, in which all questions find room."""
     from deepseek_runtime.serve import parse as parse_engine
 
-    settings = parse_engine(["--model", model, *order.engine])
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            settings = parse_engine(["--model", model, *order.engine])
+    except SystemExit as error:  # it has printed its usage, of which one sentence concerns this command
+        raise StartupError(said.getvalue().rpartition("error: ")[2].strip()) from error
     return replace(settings, max_queued=max(settings.max_queued, len(order.questions or ())))
 
 
@@ -111,9 +125,8 @@ class _Rank:
         if ending.code and (rank == 0 or ending.code == 1):
             where = f"rank {rank}: " if rank else ""
             sys.stderr.write(f"error: {where}{ending.message}\n")
-        if ending.code or rank > 0 or (self._session and self._session.completed):
-            return ending.code
-        return INTERRUPTED
+        interrupted = self._session is None or self._session.interrupted
+        return INTERRUPTED if rank == 0 and not ending.code and interrupted else ending.code
 
 
 if __name__ == "__main__":

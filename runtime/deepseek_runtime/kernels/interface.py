@@ -38,11 +38,20 @@ class Expansion:
 
 
 class Kernels(Protocol):
-    """Every tensor is of the model's compute type unless said. Results are new tensors; inputs stay as they are."""
+    """Every tensor is of the model's compute type unless said. Results are new tensors; inputs stay as they are.
+
+    A batch-invariant implementation promises more: the bits of a token's results depend on that token and on its own
+    sequence only, not on the other sequences of the step, nor on how many tokens run in it.
+    """
 
     @property
     def decodes_fp8(self) -> bool:
         """Whether FP8 blocks cost no more time than dense weights, so that keeping them small is free."""
+        ...
+
+    @property
+    def absorb_up_to(self) -> int:
+        """The most new tokens of a sequence for which attention takes the absorbed form."""
         ...
 
     def linear(self, x_TI: Tensor, weight_OI: Weight) -> Tensor:

@@ -18,6 +18,8 @@ class TorchKernels:
     """See `interface.Kernels` for what each operation does."""
 
     decodes_fp8: bool = False
+    absorb_up_to: int = 8
+    """Decoding and the verification of drafts; with more queries the expanded form has less to compute."""
 
     def linear(self, x_TI: Tensor, weight_OI: Weight) -> Tensor:
         return fp8.linear(x_TI, weight_OI)

@@ -28,13 +28,12 @@ class DeepSeekV3Model:
     They are called with the same batch; with data attention each with its own, which may be empty.
     """
 
-    absorb_up_to: int = 8
-    """Longest query that takes the absorbed form: decoding and the verification of drafts."""
-
     def __init__(self, shard: Shard, weights: Mapping[str, Weight], group: Group, kernels: Kernels) -> None:
         self.config = shard.config
         self._group = group
         self._kernels = kernels
+        self.absorb_up_to = kernels.absorb_up_to
+        """Longest query that takes the absorbed form."""
         parts = Assembler(shard, weights, group, kernels)
         self._embedding = parts.dense("model.embed_tokens.weight")
         self._layers = [parts.decoder_layer(index) for index in range(self.config.num_layers)]

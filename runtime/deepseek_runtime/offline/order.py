@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from deepseek_runtime.settings import StartupError
+from deepseek_runtime.settings import Settings, StartupError
 
 DESCRIPTION = "Answer questions in this process, or on every rank that torchrun starts, without a server."
-EPILOG = (
-    "Further flags are those of `python -m deepseek_runtime.serve` that concern the engine: "
-    "--device, --dtype, --weights, --attention, --speculative-tokens, --max-model-len, --kv-tokens, …"
+SERVER_FIELDS = {"model", "served_model_name", "host", "port", "health_port", "api_key_folder"}
+ENGINE_FIELDS = [field for field in dataclasses.fields(Settings) if field.name not in SERVER_FIELDS]
+EPILOG = "Flags of the engine, as `python -m deepseek_runtime.serve --help` explains them: " + ", ".join(
+    f"--{field.name.replace('_', '-')}" for field in ENGINE_FIELDS
 )
 
 
@@ -46,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(arguments: Sequence[str]) -> Order:
     """The order behind arguments; StartupError in a sentence for what cannot be done."""
-    options, engine = _parser().parse_known_args(arguments)
+    options = _parser().parse_args(arguments)
     return Order(
         model=options.model,
         config=options.config,
@@ -55,7 +57,7 @@ def parse(arguments: Sequence[str]) -> Order:
         temperature=options.temperature,
         processes=options.nproc,
         verbose=options.verbose,
-        engine=tuple(engine),
+        engine=tuple(_engine_flags(options)),
     )
 
 
@@ -76,7 +78,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperature", type=_temperature, default=0.0, help="0 to 2; 0, the default, takes the likeliest token")
     add("--nproc", type=_positive, default=1, help="processes on this machine, one per accelerator (default: 1)")
     add("--verbose", action="store_true", help="log what the ranks do")
+    for field in ENGINE_FIELDS:
+        action = argparse.BooleanOptionalAction if field.type == "bool" else "store"
+        add(f"--{field.name.replace('_', '-')}", help=argparse.SUPPRESS, action=action)
     return parser
+
+
+def _engine_flags(options: argparse.Namespace) -> Iterator[str]:
+    """The flags of the engine that were given, for its own parser to judge."""
+    for field in ENGINE_FIELDS:
+        name, value = field.name.replace("_", "-"), getattr(options, field.name)
+        if isinstance(value, bool):
+            yield f"--{name}" if value else f"--no-{name}"
+        elif value is not None:
+            yield f"--{name}={value}"
 
 
 def _positive(text: str) -> int:

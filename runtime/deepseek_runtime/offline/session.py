@@ -19,13 +19,13 @@ Message = dict[str, str]
 
 
 class Session(Role):
-    """Runs `work` once the engine is up. `completed` tells an end in good order from an interruption."""
+    """Runs `work` once the engine is up."""
 
     def __init__(self, health: Health, end: End, engine: Engine, work: Callable[[], None]) -> None:
         super().__init__(health, end)
         self._engine = engine
         self._work = work
-        self.completed = False
+        self.interrupted = False
 
     def run(self) -> None:
         self._engine.start()
@@ -39,11 +39,11 @@ class Session(Role):
             return  # whoever noticed ends this rank, and says why
         except BrokenPipeError:  # whoever read the answers has left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        self.completed = True
         self._stop(ending)
 
     def drain(self) -> None:
-        """Interrupted: let the other ranks go, whatever was still to be said."""
+        """Let the other ranks go, whatever was still to be said."""
+        self.interrupted = True
         self._stop(Ending(0))
 
     def give_up(self, message: str) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from deepseek_runtime.dist.group import Group
+from deepseek_runtime.kernels.reference import TorchKernels
 from deepseek_runtime.model.model import DeepSeekV3Model
-from deepseek_runtime.weights.load import load_model
+from deepseek_runtime.weights import load as loading
 from oracle import oracle
 from tiny_checkpoint import Config, v3_config, write_checkpoint
 
@@ -39,9 +40,17 @@ def load() -> Load:
     """The whole model on one rank, in float32 unless told otherwise."""
 
     def load_whole(folder: Path, dtype: torch.dtype = torch.float32) -> DeepSeekV3Model:
-        return load_model(folder, Group(), device=torch.device("cpu"), dtype=dtype)
+        return loading.load_model(folder, Group(), device=torch.device("cpu"), dtype=dtype)
 
     return load_whole
+
+
+@pytest.fixture(params=["plain kernels", "this machine's kernels"])
+def load_each(request: pytest.FixtureRequest, load: Load, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """The same with the plain kernels, and with those that this machine gets."""
+    if request.param == "plain kernels":
+        monkeypatch.setattr(loading, "choose_kernels", lambda *_, **__: TorchKernels())
+    return load
 
 
 @pytest.fixture

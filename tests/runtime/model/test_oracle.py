@@ -79,32 +79,36 @@ def random_config(seed: int) -> Config:
 
 @each_architecture
 def test_prefill_and_decode_equal_the_oracle_in_float32(
-    config: Config, make_checkpoint: MakeCheckpoint, load: Load, reference_logits: ReferenceLogits, tokens: list[int]
+    config: Config,
+    make_checkpoint: MakeCheckpoint,
+    load_each: Load,
+    reference_logits: ReferenceLogits,
+    tokens: list[int],
 ) -> None:
     folder = make_checkpoint(config)
-    got = logits_in_chunks(load(folder), tokens, [60])
+    got = logits_in_chunks(load_each(folder), tokens, [60])
     assert relative_error(got, reference_logits(folder, tokens)) < BOUNDS[torch.float32]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_models_of_any_shape_equal_the_oracle(
-    seed: int, make_checkpoint: MakeCheckpoint, load: Load, reference_logits: ReferenceLogits, tokens: list[int]
+    seed: int, make_checkpoint: MakeCheckpoint, load_each: Load, reference_logits: ReferenceLogits, tokens: list[int]
 ) -> None:
     folder = make_checkpoint(random_config(seed))
-    got = logits_in_chunks(load(folder), tokens, [60])
+    got = logits_in_chunks(load_each(folder), tokens, [60])
     assert relative_error(got, reference_logits(folder, tokens)) < BOUNDS[torch.float32]
 
 
 @each_architecture
 @pytest.mark.parametrize("fp8", [False, True], ids=["BF16", "FP8"])
 def test_prefill_and_decode_stay_near_the_oracle_in_bfloat16(
-    config: Config, fp8: bool, tmp_path: Path, load: Load, reference_logits: ReferenceLogits, tokens: list[int]
+    config: Config, fp8: bool, tmp_path: Path, load_each: Load, reference_logits: ReferenceLogits, tokens: list[int]
 ) -> None:
     tensors = steady_tensors(config)
     if fp8:
         config, tensors = fp8_config(config), quantise_all(tensors)
     write_tensors(tmp_path, config, tensors)
-    got = logits_in_chunks(load(tmp_path, torch.bfloat16), tokens, [60])
+    got = logits_in_chunks(load_each(tmp_path, torch.bfloat16), tokens, [60])
     assert got.dtype == torch.float32
     assert relative_error(got, reference_logits(tmp_path, tokens)) < BOUNDS[torch.bfloat16]
 
@@ -115,7 +119,7 @@ def test_fp8_equals_the_oracle_however_scales_are_stored(
     scales: Scales,
     dtype: torch.dtype,
     tmp_path: Path,
-    load: Load,
+    load_each: Load,
     reference_logits: ReferenceLogits,
     tokens: list[int],
 ) -> None:
@@ -123,7 +127,7 @@ def test_fp8_equals_the_oracle_however_scales_are_stored(
     stored = quantise_all(steady_tensors(v3_config()), scales)
     assert stored["model.layers.0.self_attn.q_b_proj.weight"].shape == (192, 96), "ragged rows"
     write_tensors(tmp_path, fp8_config(v3_config(), scales), stored)
-    got = logits_in_chunks(load(tmp_path, dtype), tokens, [60])
+    got = logits_in_chunks(load_each(tmp_path, dtype), tokens, [60])
     assert relative_error(got, reference_logits(tmp_path, tokens)) < BOUNDS[dtype]
 
 

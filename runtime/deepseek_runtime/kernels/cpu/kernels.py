@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,22 +23,34 @@ from deepseek_runtime.kernels.fp8 import Fp8Weight, Weight
 from deepseek_runtime.kernels.interface import Expansion as ExpansionWeights
 from deepseek_runtime.kernels.interface import Latents
 from deepseek_runtime.kernels.interface import SwiGLU as SwiGLUWeights
+from deepseek_runtime.kernels.invariant import ALWAYS
 from deepseek_runtime.kernels.reference import TorchKernels
 from deepseek_runtime.model.config import RouterConfig
 from deepseek_runtime.model.step import Absorbed, Expanded
+
+COMPUTE_TYPES = (torch.float32, torch.bfloat16)
 
 COVERED = {(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float8_e4m3fn)} | {
     (torch.float32, weight) for weight in TYPES
 }
 """Types of activations and weights that the library multiplies."""
 
+QUERIES = 32
+"""Queries of a sequence that are attended together in the absorbed form, which bounds its memory."""
+
 
 class CpuKernels(TorchKernels):
-    """See `interface.Kernels` for what each operation does."""
+    """See `interface.Kernels` for what each operation does.
+
+    The order of every sum follows from the shape of a weight, or from a query's own length, so that all operations are
+    batch-invariant but for the two forms of attention, which differ: `batch_invariant` is to use the absorbed one alone.
+    """
 
     decodes_fp8 = True
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, *, batch_invariant: bool = False) -> None:
+        if batch_invariant:
+            self.absorb_up_to = ALWAYS
         self._library = library
         self._matrices = Descriptions(Matrix.of)
         self._layers = Descriptions(SwiGLU.of)
@@ -153,9 +167,10 @@ class CpuKernels(TorchKernels):
     ) -> Tensor:
         if not _same_types(q_nope_THN, q_rope_THR, cache_SW, expansion.w_uk_HNC):
             return super().absorbed_attention(q_nope_THN, q_rope_THR, cache_SW, part, expansion)
+        if part.tokens_BQ.shape[1] > QUERIES:
+            return self._absorbed_in_slices(q_nope_THN, q_rope_THR, cache_SW, part, expansion)
         values = expansion.w_uv_HVC
-        heads, width = values.shape[:2]
-        out = torch.empty(part.tokens_BQ.numel(), heads, width, dtype=q_nope_THN.dtype)
+        out = torch.empty(part.tokens_BQ.numel(), *values.shape[:2], dtype=q_nope_THN.dtype)
         queries = Queries.of(q_nope_THN, q_rope_THR)
         self._library.dsv3_absorbed_attention(
             *(out.data_ptr(), ctypes.addressof(queries), cache_SW.data_ptr(), self._paging_of(part)),
@@ -163,6 +178,27 @@ class CpuKernels(TorchKernels):
             *(TYPES[out.dtype], torch.get_num_threads()),
         )
         return out
+
+    def _absorbed_in_slices(
+        self, q_nope_THN: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, part: Absorbed, expansion: ExpansionWeights
+    ) -> Tensor:
+        """The first queries of all sequences, then more of those that have more: the others repeat their last."""
+        sequences, queries = part.tokens_BQ.shape
+        out_BQHV = q_nope_THN.new_empty(sequences, queries, *expansion.w_uv_HVC.shape[:2])
+        for start, stop in pairwise([0, *range(1, queries, QUERIES), queries]):
+            tokens_BQ = part.tokens_BQ[:, start:stop]
+            more_B = tokens_BQ[:, 0] != part.tokens_BQ[:, max(start - 1, 0)] if start else tokens_BQ[:, 0] >= 0
+            some = replace(
+                part,
+                tokens_BQ=tokens_BQ[more_B],
+                lengths_BQ=part.lengths_BQ[more_B, start:stop],
+                blocks_BP=part.blocks_BP[more_B],
+                covers_step=False,
+            )
+            attended = self.absorbed_attention(q_nope_THN, q_rope_THR, cache_SW, some, expansion)
+            out_BQHV[more_B, start:stop] = attended.view(-1, stop - start, *out_BQHV.shape[2:])
+            out_BQHV[~more_B, start:stop] = out_BQHV[~more_B, start - 1 : start]
+        return out_BQHV.flatten(0, 1)
 
     def expanded_attention(
         self, q_nope_THN: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, part: Expanded, expansion: ExpansionWeights
@@ -204,6 +240,6 @@ def _covers(x: Tensor, values: Tensor) -> bool:
 def _same_types(first: Tensor, *others: Tensor) -> bool:
     """Whether all are of one type that the library computes in, with rows that are contiguous."""
     dtype = first.dtype
-    if dtype not in (torch.float32, torch.bfloat16) or first.stride(-1) != 1:
+    if dtype not in COMPUTE_TYPES or first.stride(-1) != 1:
         return False
     return all(other.dtype == dtype for other in others)

@@ -11,7 +11,6 @@ from deepseek_runtime.kernels.interface import Expansion, Latents, SwiGLU
 from deepseek_runtime.kernels.reference import TorchKernels
 from deepseek_runtime.kernels.triton import gemm, grouped, mla_decode, mla_prefill, norms, rope, router
 from deepseek_runtime.kernels.triton.hardware import Hardware
-from deepseek_runtime.kernels.triton.language import cdiv
 from deepseek_runtime.kernels.triton.tiles import Layout, is_covered
 from deepseek_runtime.model.config import RouterConfig
 from deepseek_runtime.model.step import Absorbed, Expanded
@@ -76,10 +75,11 @@ class TritonKernels(TorchKernels):
         self, q_nope_THN: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, part: Absorbed, expansion: Expansion
     ) -> Tensor:
         q_THC = self._per_head(q_nope_THN, expansion.w_uk_HNC.mT)
-        batch, queries = part.tokens_BQ.shape
-        tiles = batch * cdiv(queries * q_THC.shape[1], mla_decode.ROWS)
-        count = mla_decode.splits(tiles, self._hardware, batch_invariant=self._invariant)
-        mix = mla_decode.absorbed_attention(q_THC, q_rope_THR, cache_SW, part, expansion.scale, count, self._hardware)
+        count = mla_decode.splits(
+            part.tokens_BQ.numel(), q_THC.shape[1], self._hardware, batch_invariant=self._invariant
+        )
+        queries = (q_THC, q_rope_THR)
+        mix = mla_decode.absorbed_attention(queries, cache_SW, part, expansion.scale, count, self._hardware)
         return self._per_head(mix, expansion.w_uv_HVC)
 
     def expanded_attention(

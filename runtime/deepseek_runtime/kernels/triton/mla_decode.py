@@ -5,7 +5,7 @@ splits there are follows from the batch's shape, where they lie from each sequen
 the host must know changes from step to step, so that a captured graph stays valid.
 """
 
-# ruff: noqa: PLR0913, PLR0917 - a kernel takes its addresses and sizes one by one, and is one loop.
+# ruff: noqa: PLR0913, PLR0917 - a kernel takes its addresses and sizes one by one.
 from __future__ import annotations
 
 import torch
@@ -16,70 +16,97 @@ from deepseek_runtime.kernels.triton.language import cdiv, kernel, next_power, t
 from deepseek_runtime.kernels.triton.softmax import add_keys
 from deepseek_runtime.model.step import Absorbed
 
-ROWS = 16
-"""Query rows (token and head) of one program."""
+HEADS = 16
+"""Heads of one program: the fewest rows that a matrix instruction takes."""
 KEYS = 32
 """Keys that are read at a time."""
+QUERIES_AT_ONCE = 128
+"""Query tokens of one launch, which bounds the memory of split results: 0.5 GB for V3's heads in 16 splits."""
 MOST_SPLITS = 32
 INVARIANT_SPLITS = 16
 """Splits where results must not depend on the batch."""
 PROGRAMS_PER_UNIT = 2
 
 
-def splits(tiles: int, hardware: Hardware, *, batch_invariant: bool) -> int:
-    """Splits of the keys: enough programs for every multiprocessor, given `tiles` of query rows over the batch."""
+def splits(queries: int, heads: int, hardware: Hardware, *, batch_invariant: bool) -> int:
+    """Splits of the keys: enough programs for every multiprocessor."""
     if batch_invariant:
         return INVARIANT_SPLITS
-    wanted = cdiv(hardware.units * PROGRAMS_PER_UNIT, tiles)
-    return next_power(min(wanted, MOST_SPLITS), 1)
+    programs = min(queries, QUERIES_AT_ONCE) * cdiv(heads, HEADS)
+    return next_power(min(cdiv(hardware.units * PROGRAMS_PER_UNIT, programs), MOST_SPLITS), 1)
 
 
 def absorbed_attention(
-    q_THC: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, part: Absorbed, scale: float, count: int, hardware: Hardware
+    queries: tuple[Tensor, Tensor], cache_SW: Tensor, part: Absorbed, scale: float, count: int, hardware: Hardware
 ) -> Tensor:
-    """The latent mix [B · Q, H, C] of the part's tokens in the queries' type; keys in `count` splits."""
-    batch, queries = part.tokens_BQ.shape
-    _, heads, latent = q_THC.shape
-    rows = queries * heads
-    partial_BRSC = torch.empty(batch, rows, count, latent, dtype=torch.float32, device=q_THC.device)
-    sums_BRS = torch.empty(batch, rows, count, dtype=torch.float32, device=q_THC.device)
-    _attend[(batch, cdiv(rows, ROWS), count)](
-        q_THC,
-        q_rope_THR,
+    """The latent mix [B · Q, H, C] of the part's tokens, from queries absorbed [T, H, C] and rotated [T, H, R].
+
+    Keys are read in `count` splits.
+    """
+    heads, latent = queries[0].shape[1:]
+    total = part.tokens_BQ.numel()
+    out = torch.empty(total, heads, latent, dtype=queries[0].dtype, device=cache_SW.device)
+    for first in range(0, total, QUERIES_AT_ONCE):
+        some = slice(first, min(first + QUERIES_AT_ONCE, total))
+        partial_THSC = torch.empty(some.stop - first, heads, count, latent, dtype=torch.float32, device=cache_SW.device)
+        sums_THS = torch.empty(partial_THSC.shape[:3], dtype=torch.float32, device=cache_SW.device)
+        _launch(queries, cache_SW, part, (partial_THSC, sums_THS), (first, scale), hardware)
+        _merge[(len(partial_THSC) * heads,)](
+            partial_THSC, sums_THS, out[some], C=latent, SPLITS=count, BLOCK_C=next_power(latent)
+        )
+    return out
+
+
+def _launch(
+    queries: tuple[Tensor, Tensor],
+    cache_SW: Tensor,
+    part: Absorbed,
+    results: tuple[Tensor, Tensor],
+    scalars: tuple[int, float],
+    hardware: Hardware,
+) -> None:
+    """Attend by as many query tokens as `results` have room for, from the first of `scalars` on."""
+    absorbed_THC, rotated_THR = queries
+    tokens, heads, count, latent = results[0].shape
+    _attend[(tokens, cdiv(heads, HEADS), count)](
+        absorbed_THC,
+        rotated_THR,
         cache_SW,
         part.tokens_BQ,
         part.lengths_BQ,
         part.blocks_BP,
-        partial_BRSC,
-        sums_BRS,
-        scale,
+        *results,
+        *scalars,
+        part.tokens_BQ.shape[1],
         part.blocks_BP.stride(0),
-        q_THC.stride(0),
-        q_THC.stride(1),
-        q_rope_THR.stride(0),
-        q_rope_THR.stride(1),
+        *absorbed_THC.stride()[:2],
+        *rotated_THR.stride()[:2],
         cache_SW.stride(0),
-        Q=queries,
         H=heads,
         C=latent,
-        R=q_rope_THR.shape[2],
+        R=rotated_THR.shape[2],
         PAGE=part.block_size,
         SPLITS=count,
-        BLOCK_ROWS=ROWS,
+        BLOCK_H=HEADS,
         BLOCK_KEYS=KEYS,
         BLOCK_C=next_power(latent),
-        BLOCK_R=next_power(q_rope_THR.shape[2]),
+        BLOCK_R=next_power(rotated_THR.shape[2]),
         UPCAST=upcasts(),
         num_warps=4,
         num_stages=min(hardware.stages, 2),
     )
-    out = torch.empty(batch * queries, heads, latent, dtype=q_THC.dtype, device=q_THC.device)
-    _merge[(batch * rows,)](partial_BRSC, sums_BRS, out, C=latent, SPLITS=count, BLOCK_C=next_power(latent))
-    return out
 
 
 @kernel(
-    "scale", "table_stride", "qc_token_stride", "qc_head_stride", "qr_token_stride", "qr_head_stride", "cache_stride"
+    "first_query",
+    "scale",
+    "per_sequence",
+    "table_stride",
+    "qc_token_stride",
+    "qc_head_stride",
+    "qr_token_stride",
+    "qr_head_stride",
+    "cache_stride",
 )
 def _attend(
     q_latent: tl.tensor,
@@ -90,60 +117,58 @@ def _attend(
     table: tl.tensor,
     partial: tl.tensor,
     sums: tl.tensor,
+    first_query: int,
     scale: float,
+    per_sequence: int,
     table_stride: int,
     qc_token_stride: int,
     qc_head_stride: int,
     qr_token_stride: int,
     qr_head_stride: int,
     cache_stride: int,
-    Q: tl.constexpr,
     H: tl.constexpr,
     C: tl.constexpr,
     R: tl.constexpr,
     PAGE: tl.constexpr,
     SPLITS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
-    sequence = tl.program_id(0).to(tl.int64)
+    query = first_query + tl.program_id(0)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     split = tl.program_id(2)
-    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    live = row < Q * H
-    query = sequence * Q + row // H
-    head = row % H
-    length = tl.load(lengths + query, mask=live, other=0).to(tl.int32)
-    token = tl.load(tokens + query, mask=live, other=0).to(tl.int64)
-    # The longest row decides where splits lie, so that the rows of a tile share their keys.
-    longest = tl.max(length, axis=0)
-    width = tl.cdiv(tl.cdiv(longest, SPLITS), BLOCK_KEYS) * BLOCK_KEYS
+    live = head < H
+    length = tl.load(lengths + query).to(tl.int32)
+    token = tl.load(tokens + query).to(tl.int64)
+    blocks = table + (query // per_sequence).to(tl.int64) * table_stride
+    width = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_KEYS) * BLOCK_KEYS
     first = split * width
-    last = tl.minimum(first + width, longest)
+    last = tl.minimum(first + width, length)
 
     c = tl.arange(0, BLOCK_C)
     r = tl.arange(0, BLOCK_R)
     qc = tl.load(
-        q_latent + token[:, None] * qc_token_stride + head[:, None] * qc_head_stride + c[None, :],
+        q_latent + token * qc_token_stride + head[:, None] * qc_head_stride + c[None, :],
         mask=live[:, None] & (c < C)[None, :],
         other=0.0,
     )
     qr = tl.load(
-        q_rope + token[:, None] * qr_token_stride + head[:, None] * qr_head_stride + r[None, :],
+        q_rope + token * qr_token_stride + head[:, None] * qr_head_stride + r[None, :],
         mask=live[:, None] & (r < R)[None, :],
         other=0.0,
     )
     if UPCAST:
         qc, qr = qc.to(tl.float32), qr.to(tl.float32)
-    peak = tl.full((BLOCK_ROWS,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
-    mixed = tl.zeros((BLOCK_ROWS, BLOCK_C), dtype=tl.float32)
+    peak = tl.full((BLOCK_H,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_H,), dtype=tl.float32)
+    mixed = tl.zeros((BLOCK_H, BLOCK_C), dtype=tl.float32)
     for start in range(first, last, BLOCK_KEYS):
         key = start + tl.arange(0, BLOCK_KEYS)
         inside = key < last
-        block = tl.load(table + sequence * table_stride + key // PAGE, mask=inside, other=0).to(tl.int64)
+        block = tl.load(blocks + key // PAGE, mask=inside, other=0).to(tl.int64)
         place = (block * PAGE + key % PAGE) * cache_stride
         latent = tl.load(cache + place[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0).to(
             qc.dtype
@@ -153,9 +178,9 @@ def _attend(
         ).to(qr.dtype)
         scores = tl.dot(qc, tl.trans(latent), input_precision="ieee")
         scores += tl.dot(qr, turned, input_precision="ieee")
-        scores = tl.where(key[None, :] < tl.minimum(length, last)[:, None], scores * scale, float("-inf"))
+        scores = tl.where(inside[None, :], scores * scale, float("-inf"))
         peak, total, mixed = add_keys(scores, latent, peak, total, mixed)
-    target = (sequence * (Q * H) + row) * SPLITS + split
+    target = (tl.program_id(0).to(tl.int64) * H + head) * SPLITS + split
     seen = total > 0
     mixed = mixed / tl.where(seen, total, 1.0)[:, None]
     sum_exp = tl.where(seen, peak + tl.log(tl.where(seen, total, 1.0)), float("-inf"))

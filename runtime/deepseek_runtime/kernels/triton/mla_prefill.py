@@ -38,7 +38,6 @@ def expanded_attention(
     rows_SW: Tensor,
     expansion: Expansion,
     hardware: Hardware,
-    chunk: int = CHUNK,
 ) -> Tensor:
     """Output [T, H, V]; the T tokens are the last of the sequence, whose cached rows are `rows_SW`."""
     tokens, heads, _ = q_nope_THN.shape
@@ -50,8 +49,8 @@ def expanded_attention(
         torch.zeros(tokens, heads, device=device),
     )
     q_nope_THN, q_rope_THR = q_nope_THN.contiguous(), q_rope_THR.contiguous()
-    for start in range(0, len(rows_SW), chunk):
-        rows = rows_SW[start : start + chunk]
+    for start in range(0, len(rows_SW), CHUNK):
+        rows = rows_SW[start : start + CHUNK]
         keys_HSN = rows[:, :latent] @ expansion.w_uk_HNC.mT
         values_HSV = rows[:, :latent] @ expansion.w_uv_HVC.mT
         # Query t sees the keys of this chunk up to `visible + t`.

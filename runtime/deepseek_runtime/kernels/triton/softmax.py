@@ -1,4 +1,4 @@
-"""A softmax-weighted sum over keys that come block by block: each row's peak, sum and mix, rescaled as the peak rises."""
+"""A softmax-weighted sum over keys that come block by block: a peak, a sum and a mix per row, rescaled on the way."""
 
 from __future__ import annotations
 

@@ -57,10 +57,28 @@ def test_each_query_sees_its_own_length(noise, device, expansion, lengths, split
     q_nope, q_rope = noise(tokens, HEADS, NOPE), noise(tokens, HEADS, ROPE)
     cache = noise(64 * PAGE, LATENT + ROPE)
     q = torch.einsum("thn,hnc->thc", q_nope, expansion.w_uk_HNC)
-    mix = mla_decode.absorbed_attention(q, q_rope, cache, part, expansion.scale, splits, PLAIN)
+    mix = mla_decode.absorbed_attention((q, q_rope), cache, part, expansion.scale, splits, PLAIN)
     ours = torch.einsum("thc,hvc->thv", mix, expansion.w_uv_HVC)
     exact = absorbed_by_definition(q_nope, q_rope, cache, part, expansion)
     torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_many_queries_take_several_launches(noise, device, expansion, monkeypatch) -> None:
+    part = paged([[30, 31, 32], [1, 2, 3]], device)
+    q_nope, q_rope, cache = noise(6, HEADS, NOPE), noise(6, HEADS, ROPE), noise(64 * PAGE, LATENT + ROPE)
+    kernels = TritonKernels(PLAIN, batch_invariant=True)
+    at_once = kernels.absorbed_attention(q_nope, q_rope, cache, part, expansion)
+    monkeypatch.setattr(mla_decode, "QUERIES_AT_ONCE", 4)
+    assert torch.equal(kernels.absorbed_attention(q_nope, q_rope, cache, part, expansion), at_once)
+
+
+def test_a_token_has_the_same_bits_in_a_prompt_and_alone(noise, device, expansion) -> None:
+    part = paged([[30, 31, 32]], device)
+    q_nope, q_rope, cache = noise(3, HEADS, NOPE), noise(3, HEADS, ROPE), noise(64 * PAGE, LATENT + ROPE)
+    kernels = TritonKernels(PLAIN, batch_invariant=True)
+    together = kernels.absorbed_attention(q_nope, q_rope, cache, part, expansion)
+    only = Absorbed(part.tokens_BQ[:, 2:], part.lengths_BQ[:, 2:], part.blocks_BP, PAGE, 32, covers_step=False)
+    assert torch.equal(kernels.absorbed_attention(q_nope, q_rope, cache, only, expansion)[0], together[2])
 
 
 def test_what_lies_behind_the_length_is_never_read(noise, device, expansion) -> None:
@@ -96,10 +114,13 @@ def test_a_sequence_has_the_same_bits_in_every_batch(noise, device, expansion) -
 
 @pytest.mark.parametrize("chunk", [7, 8192])
 @pytest.mark.parametrize(("tokens", "context"), [(1, 1), (9, 9), (5, 30), (70, 83)])
-def test_expanded_attention_is_exact_in_any_number_of_chunks(noise, expansion, tokens, context, chunk) -> None:
+def test_expanded_attention_is_exact_in_any_number_of_chunks(
+    noise, expansion, tokens, context, chunk, monkeypatch
+) -> None:
+    monkeypatch.setattr(mla_prefill, "CHUNK", chunk)
     q_nope, q_rope = noise(tokens, HEADS, NOPE), noise(tokens, HEADS, ROPE)
     rows = noise(context, LATENT + ROPE)
-    ours = mla_prefill.expanded_attention(q_nope, q_rope, rows, expansion, PLAIN, chunk)
+    ours = mla_prefill.expanded_attention(q_nope, q_rope, rows, expansion, PLAIN)
     keys = torch.einsum("hnc,sc->hsn", expansion.w_uk_HNC.double(), rows[:, :LATENT].double())
     values = torch.einsum("hvc,sc->hsv", expansion.w_uv_HVC.double(), rows[:, :LATENT].double())
     scores = torch.einsum("thn,hsn->hts", q_nope.double(), keys)
@@ -124,5 +145,5 @@ def test_prefill_equals_the_twin_in_bf16(noise, device) -> None:
 
 def test_more_splits_where_the_batch_is_small() -> None:
     hopper = Hardware(None, 132, 3)
-    assert [mla_decode.splits(tiles, hopper, batch_invariant=False) for tiles in (8, 64, 512)] == [32, 8, 1]
-    assert {mla_decode.splits(tiles, hopper, batch_invariant=True) for tiles in (8, 64, 512)} == {16}
+    assert [mla_decode.splits(queries, 128, hopper, batch_invariant=False) for queries in (1, 8, 64)] == [32, 8, 1]
+    assert {mla_decode.splits(queries, 128, hopper, batch_invariant=True) for queries in (1, 8, 64)} == {16}

@@ -43,7 +43,7 @@ class CpuKernels(TorchKernels):
     """See `interface.Kernels` for what each operation does.
 
     The order of every sum follows from the shape of a weight, or from a query's own length, so that all operations are
-    batch-invariant but for the two forms of attention, which differ: `batch_invariant` is to use the absorbed one alone.
+    batch-invariant but for the two forms of attention, which differ: `batch_invariant` uses the absorbed one alone.
     """
 
     decodes_fp8 = True

@@ -187,7 +187,7 @@ class CpuKernels(TorchKernels):
         out_BQHV = q_nope_THN.new_empty(sequences, queries, *expansion.w_uv_HVC.shape[:2])
         for start, stop in pairwise([0, *range(1, queries, QUERIES), queries]):
             tokens_BQ = part.tokens_BQ[:, start:stop]
-            more_B = tokens_BQ[:, 0] != part.tokens_BQ[:, max(start - 1, 0)] if start else tokens_BQ[:, 0] >= 0
+            more_B = (tokens_BQ[:, 0] != part.tokens_BQ[:, max(start - 1, 0)]) | (start == 0)
             some = replace(
                 part,
                 tokens_BQ=tokens_BQ[more_B],
@@ -197,7 +197,8 @@ class CpuKernels(TorchKernels):
             )
             attended = self.absorbed_attention(q_nope_THN, q_rope_THR, cache_SW, some, expansion)
             out_BQHV[more_B, start:stop] = attended.view(-1, stop - start, *out_BQHV.shape[2:])
-            out_BQHV[~more_B, start:stop] = out_BQHV[~more_B, start - 1 : start]
+            if start:
+                out_BQHV[~more_B, start:stop] = out_BQHV[~more_B, start - 1 : start]
         return out_BQHV.flatten(0, 1)
 
     def expanded_attention(

@@ -92,12 +92,16 @@ class Paging(ctypes.Structure):
         *((name, POINTER) for name in ("tokens", "lengths", "blocks")),
         *((name, LONG) for name in ("sequences", "queries", "blocks_stride", "block_size", "context")),
     ]
+    kept: list[Tensor]
+    """What the pointers point to."""
 
     @classmethod
     def of(cls, part: Absorbed) -> Paging:
-        tensors = (part.tokens_BQ, part.lengths_BQ, part.blocks_BP)
+        tensors = [tensor.contiguous() for tensor in (part.tokens_BQ, part.lengths_BQ, part.blocks_BP)]
         pointers = (tensor.data_ptr() for tensor in tensors)
-        return cls(*pointers, *part.tokens_BQ.shape, part.blocks_BP.stride(0), part.block_size, part.context)
+        paging = cls(*pointers, *part.tokens_BQ.shape, part.blocks_BP.shape[1], part.block_size, part.context)
+        paging.kept = tensors
+        return paging
 
 
 class Expansion(ctypes.Structure):

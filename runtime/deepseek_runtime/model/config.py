@@ -75,6 +75,8 @@ class ModelConfig:
     router: RouterConfig
     fp8_block: tuple[int, int] | None
     """Rows and columns that share an FP8 scale; None for a checkpoint without FP8."""
+    power_of_two_scales: bool
+    """Whether FP8 scales are powers of two (V3.1): those of weights are so stored, those of activations rounded up."""
 
     @property
     def qk_head_dim(self) -> int:
@@ -196,7 +198,6 @@ _COMPUTED_ROPE: dict[str, Values] = {
     "partial_rotary_factor": (1, None),
 }
 # Layers that stay unquantised (modules_to_not_convert, ignored_layers) need no field: each tensor's own type tells.
-# scale_fmt ue8m0 restricts scales to powers of two; they multiply like any other.
 _COMPUTED_FP8: dict[str, Values] = {
     "quant_method": ("fp8",),
     "fmt": ("e4m3", None),
@@ -223,7 +224,7 @@ def _family(fields: Fields) -> Family:
 
 
 def _model(fields: Fields, family: Family) -> ModelConfig:
-    num_layers = fields.whole("num_hidden_layers")
+    num_layers, quantisation = fields.whole("num_hidden_layers"), fields.section("quantization_config")
     return ModelConfig(
         vocab_size=fields.whole("vocab_size"),
         hidden_size=fields.whole("hidden_size"),
@@ -243,7 +244,8 @@ def _model(fields: Fields, family: Family) -> ModelConfig:
         max_position=fields.whole("max_position_embeddings"),
         rope=_rope(fields),
         router=_router(fields, family),
-        fp8_block=_fp8_block(fields),
+        fp8_block=_fp8_block(quantisation),
+        power_of_two_scales=quantisation is not None and quantisation.get("scale_fmt") == "ue8m0",
     )
 
 
@@ -321,8 +323,7 @@ def _check_shape(config: ModelConfig) -> None:
         )
 
 
-def _fp8_block(fields: Fields) -> tuple[int, int] | None:
-    section = fields.section("quantization_config")
+def _fp8_block(section: Fields | None) -> tuple[int, int] | None:
     if section is None:
         return None
     section.demand(_COMPUTED_FP8)

@@ -64,13 +64,15 @@ def load_model(  # noqa: PLR0913 (what distinguishes one rank's model from anoth
 
     Raises CheckpointError, before anything is read, with everything that is wrong with configuration and files.
     """
-    kernels = choose_kernels(device, dtype, batch_invariant=batch_invariant)
     free = _least_free(device, group)
     try:
         config, index = inspect(path)
         shard = Shard.of(config, group.rank, group.world_size, attention=attention, redundant_experts=redundant_experts)
     except (ConfigError, ParallelError) as error:
         raise CheckpointError(str(error)) from error
+    kernels = choose_kernels(
+        device, dtype, batch_invariant=batch_invariant, power_of_two_scales=config.power_of_two_scales
+    )
     parts = plan_parts(shard, index)
     target = Target(device, dtype, fnuz=hardware_of(device).fnuz)
     choice = choose(residency, _situation(parts, config, target, kernels, free))

@@ -172,8 +172,10 @@ def test_kimi_k2_s_own_model_type_is_v3() -> None:
     assert parse_config({**raw, "architectures": None}) == parse_config(raw)
 
 
-def test_the_scale_format_of_v3_1_is_accepted() -> None:
-    assert parse_config(v3_config(**fp8(scale_fmt="ue8m0"))).fp8_block == (128, 128)
+def test_the_scale_format_of_v3_1_is_followed() -> None:
+    v3_1, v3, bf16 = (parse_config(v3_config(**c)) for c in (fp8(scale_fmt="ue8m0"), fp8(), {}))
+    assert (v3_1.fp8_block, v3_1.power_of_two_scales) == ((128, 128), True)
+    assert (v3.power_of_two_scales, bf16.power_of_two_scales) == (False, False)
 
 
 def test_layers_that_stay_unquantised_may_be_listed() -> None:

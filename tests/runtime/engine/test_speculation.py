@@ -1,4 +1,4 @@
-"""Speculation changes how fast tokens come, never which; and the MTP layer drafts well exactly if it is wired right."""
+"""Case 14: speculation changes how fast tokens come, never which; the MTP layer drafts well only if wired right."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Experts move between ranks while requests run: the answers stay, the work evens out."""
+"""Case 18: experts move between ranks while requests run. The answers stay, the work evens out."""
 
 from collections.abc import Callable
 from pathlib import Path

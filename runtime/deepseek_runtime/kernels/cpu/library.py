@@ -7,8 +7,11 @@ without the instructions, does without.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -86,9 +89,22 @@ def _find_or_build() -> Path:
         raise BuildError(f"there is no C++ compiler on PATH, and {PREBUILT} was not built beforehand")
     path = cache_folder() / f"{fingerprint(compiler)}.so"
     if not path.exists():
-        logger.info("kernels: compiling with %s to %s", compiler, path)
-        build(compiler, path)
+        with _alone(path):
+            if not path.exists():
+                logger.info("kernels: compiling with %s to %s", compiler, path)
+                build(compiler, path)
     return path
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one rank compile and the others wait; where no lock can be had, each compiles for itself."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(path.with_suffix(".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _show_openmp() -> None:

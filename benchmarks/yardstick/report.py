@@ -124,12 +124,12 @@ def _experts(results: Results) -> str:
 
 def _memory(results: Results) -> str:
     part = results.threads[0]
-    held = {side: loading["bytes_held"] for side, loading in results.loading.items()}
-    rows = [
-        [_TITLES[side], _number(part.sides[side].peak_rss / 1e9, 2), _number(held.get(side, 0) / 1e9 or None, 2)]
-        for side in _measured(results, part)
-    ]
-    return f"### Memory\n\n{table(['GB', 'peak RSS', 'weights held'], rows)}" if rows else ""
+    rows = []
+    for side in _measured(results, part):
+        loading = results.loading.get(side, {})
+        values = [part.sides[side].peak_rss, *(loading.get(name) for name in ("rss_before_load", "bytes_held"))]
+        rows.append([_TITLES[side], *(_number(value and value / 1e9, 2) for value in values)])
+    return f"### Memory\n\n{table(['GB', 'peak RSS', 'of it before loading', 'weights held'], rows)}"
 
 
 def _loading(results: Results) -> str:
@@ -137,7 +137,7 @@ def _loading(results: Results) -> str:
         [_TITLES[side], *(_number(max(loading[name]), 2) for name in _LOADING)]
         for side, loading in results.loading.items()
     ]
-    head = ["GB/s", "disk: plain read", "disk: load", "page cache: plain read", "page cache: load"]
+    head = ["GB/s", "disk: plain read", "disk: load", "page cache: read into memory", "page cache: load"]
     return f"### Loading\n\n{table(head, rows)}" if rows else ""
 
 
@@ -157,9 +157,14 @@ def _first_token(results: Results) -> str:
 
 
 def _contexts(results: Results) -> str:
-    seconds = results.context_s
-    row = ["ms a token", *(_number(value * 1e3, 2) for value in seconds.values())]
-    return f"### Cost of a token as the context grows\n\n{table(['context', *seconds], [row])}" if seconds else ""
+    rows = [
+        [name, *(_number(value * 1e3, 2) for value in seconds.values())]
+        for name, seconds in (("measured", results.context_s), ("roofline", results.context_roofline_s))
+    ]
+    if not results.context_s:
+        return ""
+    note = "The cache is read too: the roofline is weights and cache by the matvec bandwidth."
+    return f"### Cost of a token as the context grows\n\n{table(['ms a token', *results.context_s], rows)}\n\n{note}"
 
 
 def _ranks(results: Results) -> str:
@@ -177,8 +182,8 @@ def _agreement(results: Results) -> str:
     errors = ", ".join(f"{_TITLES[side]} {error:.3f}" for side, error in found["bfloat16_mean_error"].items())
     return (
         "### Is it the same model?\n\n"
-        f"Logits of {found['prompt_tokens']} tokens against transformers, relative to their standard deviation: in "
-        f"float32 at most {found['float32_max_difference']:.1e} apart, the best token the same at "
+        f"Logits of {found['prompts']} prompts of {found['prompt_tokens']} tokens against transformers, relative to "
+        f"their standard deviation: in float32 at most {found['float32_max_difference']:.1e} apart, the best token the same at "
         f"{found['float32_same_best_token']:.0%} of the positions. Mean error of BF16 against float32: {errors} "
         "(a random model is chaotic there: one flipped expert changes all that follows)."
     )

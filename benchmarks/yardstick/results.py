@@ -96,6 +96,7 @@ class Results:
     agreement: dict[str, Any] = field(default_factory=dict)
     loading: dict[str, dict[str, Any]] = field(default_factory=dict)
     context_s: dict[str, float] = field(default_factory=dict)
+    context_roofline_s: dict[str, float] = field(default_factory=dict)
     ranks: dict[str, dict[str, float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 

@@ -149,6 +149,9 @@ class Session:
             task = {"checkpoint": str(OURS.folder()), "dtype": "bfloat16", "contexts": CONTEXTS, "samples": 4}
             answer = measure("context", task, Cores(self._options.threads[0]))
         self.results.context_s = {str(n): min(answer[str(n)]) for n in CONTEXTS}
+        sizes, bandwidth = self._sizes[OURS.name], self.results.threads[0].machine["matvec"].best * 1e9
+        touched = sizes.layers_with_experts * checkpoint.CONFIG["num_experts_per_tok"]
+        self.results.context_roofline_s = {str(n): sizes.step(touched, 1, n) / bandwidth for n in CONTEXTS}
 
     def _time_ranks(self) -> None:
         workload = replace(self._options.workload, batches=(1, 16), prefills=(512,))

@@ -43,9 +43,10 @@ def _speed(results: Results, part: ThreadFigures) -> Iterator[Check]:
 
 def _memory(results: Results) -> Iterator[Check]:
     for name, loading in results.loading.items():
-        peaks = [part.sides[name].peak_rss for part in results.threads if name in part.sides]
-        if peaks:
-            yield Check(f"peak memory of {name} over its weights", max(peaks) / loading["bytes_held"], 1.15, limit=True)
+        peak, held = loading["rss_loaded"], loading["bytes_held"]
+        yield Check(f"loading {name}: peak memory over its weights", peak / held, 1.15, limit=True)
+        added = peak - loading["rss_before_load"]
+        yield Check(f"loading {name}: the same without Python and torch", added / held, 1.1, limit=True)
 
 
 def _loading(results: Results) -> Iterator[Check]:

@@ -1,4 +1,4 @@
-"""Whether the timed thing is the right thing: ours and transformers in float32 on one prompt, and what BF16 costs each.
+"""Whether the timed thing is the right thing: ours and transformers in float32, and what BF16 costs each.
 
 In BF16 a random model of twelve layers is chaotic, since a flipped choice of an expert changes everything behind it: so
 only float32 decides, and the error in BF16 is reported for both.
@@ -17,36 +17,45 @@ from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
 from deepseek_runtime.weights.load import load_model
 
-_PROMPT_TOKENS = 40
+_PROMPTS, _PROMPT_TOKENS = 4, 40
 _BLOCK = 64
 
 
-def ours(folder: Path, tokens: list[int], dtype: torch.dtype) -> Tensor:
-    """Logits [T, V] of the runtime."""
+def ours(folder: Path, texts: list[list[int]], dtype: torch.dtype) -> Tensor:
+    """Logits [N, T, V] of the runtime, all prompts in one step."""
     group = join_group("cpu")
     model = load_model(folder, group, device=group.device, dtype=dtype)
-    batch = StepBatch(torch.tensor(tokens), torch.arange(len(tokens)), [len(tokens)], [0], [[0]])
-    return model.logits(model.forward(batch, LatentCache.create(model.config, 1, _BLOCK, group.device, dtype)))
+    count, length = len(texts), len(texts[0])
+    batch = StepBatch(
+        token_ids=torch.tensor(texts).flatten(),
+        positions=torch.arange(length).repeat(count),
+        query_lens=[length] * count,
+        context_lens=[0] * count,
+        block_tables=[[number] for number in range(count)],
+    )
+    cache = LatentCache.create(model.config, count, _BLOCK, group.device, dtype)
+    return model.logits(model.forward(batch, cache)).view(count, length, -1)
 
 
 @torch.inference_mode()
-def theirs(folder: Path, tokens: list[int], dtype: torch.dtype) -> Tensor:
-    """Logits [T, V] of transformers."""
-    logits: Tensor = hugging_face.load(str(folder), dtype)(torch.tensor([tokens]), use_cache=False).logits[0]
-    return logits.float()
+def theirs(folder: Path, texts: list[list[int]], dtype: torch.dtype) -> Tensor:
+    """Logits [N, T, V] of transformers, one prompt after the other."""
+    model = hugging_face.load(str(folder), dtype)
+    return torch.cat([model(torch.tensor([text]), use_cache=False).logits.float() for text in texts])
 
 
 def main() -> None:
     """Compare; differences are relative to the standard deviation of the logits."""
     task = read_task()
     folder = Path(task["checkpoint"])
-    (tokens,) = prompts(1, _PROMPT_TOKENS, task["vocab_size"], "agreement")
-    truth = theirs(folder, tokens, torch.float32)
-    own = ours(folder, tokens, torch.float32)
-    half = {"ours": ours(folder, tokens, torch.bfloat16), "hf": theirs(folder, tokens, torch.bfloat16)}
+    texts = prompts(_PROMPTS, _PROMPT_TOKENS, task["vocab_size"], "agreement")
+    truth = theirs(folder, texts, torch.float32)
+    own = ours(folder, texts, torch.float32)
+    half = {"ours": ours(folder, texts, torch.bfloat16), "hf": theirs(folder, texts, torch.bfloat16)}
     scale = truth.std()
     answer(
         {
+            "prompts": _PROMPTS,
             "prompt_tokens": _PROMPT_TOKENS,
             "float32_max_difference": float((own - truth).abs().max() / scale),
             "float32_same_best_token": float((own.argmax(-1) == truth.argmax(-1)).double().mean()),

@@ -183,8 +183,8 @@ def _agreement(results: Results) -> str:
     return (
         "### Is it the same model?\n\n"
         f"Logits of {found['prompts']} prompts of {found['prompt_tokens']} tokens against transformers, relative to "
-        f"their standard deviation: in float32 at most {found['float32_max_difference']:.1e} apart, the best token the same at "
-        f"{found['float32_same_best_token']:.0%} of the positions. Mean error of BF16 against float32: {errors} "
+        f"their standard deviation: in float32 at most {found['float32_max_difference']:.1e} apart, the best "
+        f"token the same at {found['float32_same_best_token']:.0%} of the positions. Mean error of BF16 against float32: {errors} "
         "(a random model is chaotic there: one flipped expert changes all that follows)."
     )
 

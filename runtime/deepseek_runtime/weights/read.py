@@ -31,8 +31,9 @@ TYPES = {
 }
 THREADS = min(8, 2 * len(os.sched_getaffinity(0)))
 """Enough to keep a disk or a network file system busy; each costs a buffer and what a conversion makes of it."""
-BATCH_BYTES = 16 * 2**20
-"""What a thread takes at a time: enough that handing out costs nothing, little enough that all end together."""
+BATCH_BYTES = 4 * 2**20
+"""What a thread takes at a time: enough that handing out costs nothing, little enough that together they still read a
+file from its beginning to its end, as the disk's read-ahead expects."""
 HOST_STAGING_BYTES = 2**17
 """Fits into a core's cache, with what a conversion makes of it."""
 DEVICE_STAGING_BYTES = 4 * 2**20

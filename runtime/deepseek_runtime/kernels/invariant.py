@@ -1,6 +1,7 @@
 """Plain torch whose results are the same bits in every batch: each token is computed alone, always by the same shapes.
 
-Libraries choose an algorithm, and with it the order of a sum, by the number of rows. This is slow, and right anywhere.
+Libraries choose an algorithm, and with it the order of a sum, by the number of rows; even what is done element by
+element rounds otherwise where a vector begins elsewhere. This is slow, and right anywhere.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepseek_runtime.kernels.fp8 import Weight
-from deepseek_runtime.kernels.interface import Expansion, SwiGLU
+from deepseek_runtime.kernels.interface import Expansion, Latents, SwiGLU
 from deepseek_runtime.kernels.reference import TorchKernels
 from deepseek_runtime.model.config import RouterConfig
 from deepseek_runtime.model.step import Absorbed
@@ -27,42 +28,57 @@ class InvariantTorchKernels(TorchKernels):
     absorb_up_to = ALWAYS
 
     def linear(self, x_TI: Tensor, weight_OI: Weight) -> Tensor:
-        if len(x_TI) <= 1:
-            return super().linear(x_TI, weight_OI)
-        return torch.cat([super(InvariantTorchKernels, self).linear(row, weight_OI) for row in torch.split(x_TI, 1)])
+        linear = super().linear
+        return torch.cat([linear(row, weight_OI) for row in _alone(x_TI)])
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = super().rms_norm
+        return torch.cat([norm(row, weight, eps) for row in _alone(x.flatten(0, -2))]).view(x.shape)
 
     def route(
         self, x_TD: Tensor, weight_ED: Tensor, bias_E: Tensor | None, config: RouterConfig
     ) -> tuple[Tensor, Tensor]:
-        if len(x_TD) <= 1:
-            return super().route(x_TD, weight_ED, bias_E, config)
-        each = [
-            super(InvariantTorchKernels, self).route(row, weight_ED, bias_E, config) for row in torch.split(x_TD, 1)
-        ]
-        ids, weights = zip(*each, strict=True)
+        route = super().route
+        ids, weights = zip(*(route(row, weight_ED, bias_E, config) for row in _alone(x_TD)), strict=True)
         return torch.cat(ids), torch.cat(weights)
 
+    def swiglu(self, x_TD: Tensor, weights: SwiGLU) -> Tensor:
+        layer = super().swiglu
+        return torch.cat([layer(row, weights) for row in _alone(x_TD)])
+
     def experts(self, x_TD: Tensor, slots_TK: Tensor, weights_TK: Tensor, experts: SwiGLU) -> Tensor:
-        if len(x_TD) <= 1:
-            return super().experts(x_TD, slots_TK, weights_TK, experts)
-        rows = zip(torch.split(x_TD, 1), torch.split(slots_TK, 1), torch.split(weights_TK, 1), strict=True)
-        return torch.cat([super(InvariantTorchKernels, self).experts(*row, experts) for row in rows])
+        visit = super().experts
+        rows = zip(_alone(x_TD), _alone(slots_TK), _alone(weights_TK), strict=True)
+        return torch.cat([visit(x, slots, weights, experts) for x, slots, weights in rows])
+
+    def rotate(self, x_THR: Tensor, rotations_T: Tensor) -> Tensor:
+        rotate = super().rotate
+        return torch.cat([rotate(*row) for row in zip(_alone(x_THR), _alone(rotations_T), strict=True)])
+
+    def write_latents(self, joined_TW: Tensor, norm_C: Tensor, eps: float, where: Latents) -> None:
+        rows = zip(_alone(joined_TW), _alone(where.slots_T), _alone(where.rotations_T), strict=True)
+        for joined, slot, rotation in rows:
+            super().write_latents(joined, norm_C, eps, Latents(where.cache_SW, slot, rotation))
 
     def absorbed_attention(
         self, q_nope_THN: Tensor, q_rope_THR: Tensor, cache_SW: Tensor, part: Absorbed, expansion: Expansion
     ) -> Tensor:
         attend = super().absorbed_attention
         tokens, lengths = part.tokens_BQ.flatten().tolist(), part.lengths_BQ.flatten().tolist()
-        outputs = []
+        queries, outputs = part.tokens_BQ.shape[1], []
         for index, (token, length) in enumerate(zip(tokens, lengths, strict=True)):
-            row = slice(index // part.tokens_BQ.shape[1], index // part.tokens_BQ.shape[1] + 1)
             alone = replace(
                 part,
                 tokens_BQ=part.tokens_BQ.new_zeros(1, 1),
                 lengths_BQ=part.lengths_BQ.new_full((1, 1), length),
-                blocks_BP=part.blocks_BP[row, : -(-length // part.block_size)],
+                blocks_BP=part.blocks_BP[index // queries, : -(-length // part.block_size)].unsqueeze(0),
                 context=length,
             )
-            own = slice(token, token + 1)
-            outputs.append(attend(q_nope_THN[own], q_rope_THR[own], cache_SW, alone, expansion))
+            q_nope, q_rope = q_nope_THN[token : token + 1].clone(), q_rope_THR[token : token + 1].clone()
+            outputs.append(attend(q_nope, q_rope, cache_SW, alone, expansion))
         return torch.cat(outputs)
+
+
+def _alone(rows: Tensor) -> list[Tensor]:
+    """Each row in memory of its own: libraries sum in another order where a row begins at another alignment."""
+    return [row.clone() for row in torch.split(rows, 1)]

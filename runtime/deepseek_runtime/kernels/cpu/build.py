@@ -54,8 +54,8 @@ def fingerprint(compiler: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(compiler: str, output: Path) -> None:
-    """Compile to `output`, which appears whole or not at all: several ranks may build it at once."""
+def build(compiler: str, output: Path, sources: Path = SOURCES) -> None:
+    """Compile a folder to `output`, which appears whole or not at all: several ranks may build it at once."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         descriptor, unfinished = tempfile.mkstemp(suffix=".so", dir=output.parent)
@@ -63,15 +63,15 @@ def build(compiler: str, output: Path) -> None:
         raise BuildError(f"{output.parent} cannot be written: {error.strerror}") from error
     os.close(descriptor)
     try:
-        _compile(compiler, Path(unfinished))
+        _compile(compiler, sources, Path(unfinished))
         os.chmod(unfinished, 0o755)
         os.replace(unfinished, output)
     finally:
         Path(unfinished).unlink(missing_ok=True)
 
 
-def _compile(compiler: str, output: Path) -> None:
-    command = [compiler, *FLAGS, "-o", str(output), *map(str, sorted(SOURCES.glob("*.cpp")))]
+def _compile(compiler: str, sources: Path, output: Path) -> None:
+    command = [compiler, *FLAGS, "-o", str(output), *map(str, sorted(sources.glob("*.cpp")))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -185,7 +185,8 @@ def _agreement(results: Results) -> str:
         f"Logits of {found['prompts']} prompts of {found['prompt_tokens']} tokens against transformers, relative to "
         f"their standard deviation: in float32 at most {found['float32_max_difference']:.1e} apart, the best "
         f"token the same at {found['float32_same_best_token']:.0%} of the positions. "
-        f"Mean error of BF16 against float32: {errors} (a random model is chaotic there: one flipped expert changes all that follows)."
+        f"Mean error of BF16 against float32: {errors} (a random model is chaotic there: one flipped expert "
+        "changes all that follows)."
     )
 
 

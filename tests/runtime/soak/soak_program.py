@@ -13,7 +13,7 @@ from deepseek_runtime.engine.build import load_rank, make_engine
 from deepseek_runtime.settings import Settings
 from soak_requests import TUTOR, ask_all, random_asks
 
-CACHE_TOKENS = 256
+CACHE_TOKENS = 192
 """Room for a few answers of those that run at once, so that sequences are preempted all the time."""
 
 AT_ONCE = 24
@@ -26,7 +26,7 @@ def main() -> None:
         served_model_name=("tutor",),
         device="cpu",
         kv_tokens=CACHE_TOKENS,
-        block_size=8,
+        block_size=4,
         max_running=AT_ONCE,
         max_batch_tokens=48,
         speculative_tokens=2,

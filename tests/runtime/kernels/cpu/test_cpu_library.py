@@ -74,6 +74,16 @@ def test_several_ranks_may_build_at_once(tmp_path: Path) -> None:
     assert ctypes.CDLL(str(output)).answer() == 42
 
 
+@needs_avx512
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "dsv3").write_text("a file where the folder should be")
+    assert type(choose_kernels(CPU, torch.float32)) is TorchKernels
+    assert f"{library.cache_folder()} cannot be written: Not a directory" in caplog.text
+
+
 @needs_compiler
 @needs_avx512
 def test_a_library_built_beforehand_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

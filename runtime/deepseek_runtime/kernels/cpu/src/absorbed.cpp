@@ -18,6 +18,7 @@ struct AbsorbedQueries;
 struct PartialSums;
 struct PartialMixes;
 struct HeadMix;
+struct KeyRows;
 
 template <class T>
 class AbsorbedAttention {
@@ -90,15 +91,17 @@ class AbsorbedAttention {
         std::fill(mixes, mixes + rows_ * latent, 0.0f);
         float* scores = scratch<Scores, float>(rows_ * TILE);
         T* probabilities = scratch<Probabilities, T>(rows_ * TILE);
-        for (int64_t key = part * PART; key < stop; key += TILE) {
-            const T* rows[TILE];
-            const int64_t count = std::min(TILE, stop - key);
-            for (int64_t k = 0; k < TILE; k++) rows[k] = cached(sequence, key + std::min(k, count - 1));
-            score(query(sequence * paging_.queries, 0), rows, count, scores);
+        const int64_t keys = stop - part * PART;
+        const T** rows = scratch<KeyRows, const T*>(PART + BLOCK);
+        for (int64_t k = 0; k < round_up(keys, BLOCK) + BLOCK; k++)
+            rows[k] = cached(sequence, part * PART + std::min(k, keys - 1));
+        for (int64_t key = 0; key < keys; key += TILE) {
+            const int64_t count = std::min(TILE, keys - key);
+            score(query(sequence * paging_.queries, 0), rows + key, count, scores);
             for (int64_t r = 0; r < rows_; r++)
-                soften(scores + r * TILE, std::min(count, lengths[r / q_.heads] - key), expansion_.scale, running[r],
-                       probabilities + r * TILE, mixes + r * latent, latent);
-            mix(Rows<T>{rows, count, latent, 0}, probabilities, TILE, rows_, mixes, latent, true);
+                soften(scores + r * TILE, std::min(count, lengths[r / q_.heads] - part * PART - key), expansion_.scale,
+                       running[r], probabilities + r * TILE, mixes + r * latent, latent);
+            mix(Rows<T>{rows + key, count, latent, 0}, probabilities, TILE, rows_, mixes, latent, true);
         }
     }
 
@@ -107,14 +110,16 @@ class AbsorbedAttention {
         return cache_ + (block * paging_.block_size + position % paging_.block_size) * width_;
     }
 
-    // scores[row][key] of a tile.
+    // scores[row][key] of a tile, behind which a block of rows more is known.
     void score(const T* queries, const T* const* rows, int64_t count, float* scores) {
         const std::vector<Segment> segments{{0, width_, 0}};
         for (int64_t key = 0; key < count; key += BLOCK) {
-            RowBlock<P> block;
+            RowBlock<P> block, next;
             std::copy(rows + key, rows + key + BLOCK, block.rows);
+            std::copy(rows + key + BLOCK, rows + key + 2 * BLOCK, next.rows);
             multiply_block<P>(
-                block, segments, rows_, [&](int64_t row) { return queries + row * padded_; }, Ahead{},
+                block, segments, rows_, [&](int64_t row) { return queries + row * padded_; },
+                ahead_of(next, rows_),
                 [&](int64_t row, __m128 low, __m128 high) {
                     store4(scores + row * TILE + key, low, 4);
                     store4(scores + row * TILE + key + 4, high, 4);

@@ -117,7 +117,8 @@ void mix(const Rows<T>& rows, const T* p, int64_t p_stride, int64_t count, float
     for (int64_t begin = 0; begin < rows.columns; begin += strip) {
         const int64_t end = std::min(begin + strip, rows.columns);
         int64_t m = 0;
-        for (; m + 12 <= count; m += 12) columns(Constant<12>{}, Constant<1>{}, m, begin, end);
+        for (; m + 12 <= count && m + 16 != count; m += 12) columns(Constant<12>{}, Constant<1>{}, m, begin, end);
+        for (; m + 8 <= count; m += 8) columns(Constant<8>{}, Constant<1>{}, m, begin, end);
         for (; m + 4 <= count; m += 4) columns(Constant<4>{}, Constant<2>{}, m, begin, end);
         for (; m < count; m++) columns(Constant<1>{}, Constant<4>{}, m, begin, end);
     }

@@ -42,34 +42,45 @@ inline void score(float* values, const Routing& routing) {
     for (int64_t e = 0; e < routing.experts; e++) values[e] /= sum;
 }
 
-// Minus infinity for the experts outside the best groups: zero would win over negative biased scores.
-inline void mask_groups(float* choice, const Routing& routing) {
-    const int64_t size = routing.experts / routing.groups;
-    float group[routing.groups], copy[size], best[std::max(size, routing.groups)];
-    int64_t ids[std::max(size, routing.groups)];
-    for (int64_t g = 0; g < routing.groups; g++) {
-        std::copy(choice + g * size, choice + (g + 1) * size, copy);
-        const int64_t count = std::min(routing.group_best, size);
-        take_best(copy, size, count, ids, best);
-        group[g] = 0;
-        for (int64_t k = 0; k < count; k++) group[g] += best[k];
-    }
-    take_best(group, routing.groups, routing.chosen_groups, ids, best);
-    for (int64_t g = 0; g < routing.groups; g++)
-        if (std::find(ids, ids + routing.chosen_groups, g) == ids + routing.chosen_groups)
-            std::fill(choice + g * size, choice + (g + 1) * size, NONE);
-}
+class Router {
+  public:
+    explicit Router(const Routing& routing)
+        : routing_(routing), choice_(routing.experts), copy_(routing.experts), group_(routing.groups),
+          best_(std::max(routing.experts, routing.chosen)), ids_(best_.size()) {}
 
-inline void choose(float* scores, const float* bias, const Routing& routing, int64_t* ids, float* weights) {
-    float choice[routing.experts];
-    score(scores, routing);
-    for (int64_t e = 0; e < routing.experts; e++) choice[e] = bias ? scores[e] + bias[e] : scores[e];
-    if (routing.groups > 1) mask_groups(choice, routing);
-    take_best(choice, routing.experts, routing.chosen, ids, weights);
-    float sum = 1e-20f;
-    for (int64_t k = 0; k < routing.chosen; k++) sum += weights[k] = scores[ids[k]];
-    for (int64_t k = 0; k < routing.chosen; k++) weights[k] = (routing.normalise ? weights[k] / sum : weights[k]) * routing.scale;
-}
+    // Chooses by biased scores within the best groups, weighs by the unbiased ones; `scores` holds logits at first.
+    void choose(float* scores, const float* bias, int64_t* ids, float* weights) {
+        score(scores, routing_);
+        for (int64_t e = 0; e < routing_.experts; e++) choice_[e] = bias ? scores[e] + bias[e] : scores[e];
+        if (routing_.groups > 1) mask_groups();
+        take_best(choice_.data(), routing_.experts, routing_.chosen, ids, best_.data());
+        float sum = 1e-20f;
+        for (int64_t k = 0; k < routing_.chosen; k++) sum += weights[k] = scores[ids[k]];
+        for (int64_t k = 0; k < routing_.chosen; k++)
+            weights[k] = (routing_.normalise ? weights[k] / sum : weights[k]) * routing_.scale;
+    }
+
+  private:
+    // Minus infinity for the experts outside the best groups: zero would win over negative biased scores.
+    void mask_groups() {
+        const int64_t size = routing_.experts / routing_.groups, best = std::min(routing_.group_best, size);
+        copy_ = choice_;
+        for (int64_t g = 0; g < routing_.groups; g++) {
+            take_best(copy_.data() + g * size, size, best, ids_.data(), best_.data());
+            group_[g] = 0;
+            for (int64_t k = 0; k < best; k++) group_[g] += best_[k];
+        }
+        take_best(group_.data(), routing_.groups, routing_.chosen_groups, ids_.data(), best_.data());
+        const auto kept = ids_.begin() + routing_.chosen_groups;
+        for (int64_t g = 0; g < routing_.groups; g++)
+            if (std::find(ids_.begin(), kept, g) == kept)
+                std::fill_n(choice_.begin() + g * size, size, NONE);
+    }
+
+    const Routing& routing_;
+    std::vector<float> choice_, copy_, group_, best_;
+    std::vector<int64_t> ids_;
+};
 
 }  // namespace dsv3
 
@@ -87,7 +98,8 @@ DSV3_EXPORT void dsv3_route(int64_t* ids, float* weights, const void* x, int32_t
     }
     dsv3_linear(logits, inputs, FLOAT32, x_stride, tokens, gate, threads);
     parallel_for(tokens, 4, threads, [&](int64_t begin, int64_t end) {
+        Router router(*routing);
         for (int64_t t = begin; t < end; t++)
-            choose(logits + t * experts, bias, *routing, ids + t * routing->chosen, weights + t * routing->chosen);
+            router.choose(logits + t * experts, bias, ids + t * routing->chosen, weights + t * routing->chosen);
     });
 }

@@ -25,6 +25,8 @@ _KILL_RANK = "import os, signal, pathlib\n" + (
 
 def _recovers_while_asked(deployment: Deployment, disturb: list[str], what: str) -> None:
     problems = held_out_problems(24, seed=23)
+    # Ready can be a moment ahead of kube-proxy: a connection opened before its rules are there hangs to its deadline.
+    deployment.wait(lambda: _answers(deployment), f"answered before {what}", 120)
     before, restarts = deployment.pods(), _restarts(deployment)
     with ThreadPoolExecutor(1) as pool:
         questions = [problem.question for problem in problems]
@@ -42,7 +44,7 @@ def _recovers_while_asked(deployment: Deployment, disturb: list[str], what: str)
 
 
 def _answers(deployment: Deployment) -> bool:
-    (reply,) = ask(deployment.cluster, deployment.endpoint(), ["What is 792 minus 297?"], timeout=DEADLINE_S)
+    (reply,) = ask(deployment.cluster, deployment.endpoint(), ["What is 792 minus 297?"], timeout=DEADLINE_S / 4)
     return final_answer(reply.text or "") == 495
 
 

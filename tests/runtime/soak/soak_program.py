@@ -35,6 +35,7 @@ def main() -> None:
     loaded = load_rank(settings, group, lambda _: None)
     if group.rank:
         loaded.runner.follow(lambda _: None)
+        group.close()
         return
     engine = make_engine(settings, loaded, group.device, on_failure=sys.exit)
     engine.start()
@@ -42,6 +43,7 @@ def main() -> None:
     drained = engine.drain(60)
     stats = asdict(engine.stats())
     engine.stop(60)
+    group.close()
     out.write_text(
         json.dumps({"answers": [[asdict(a) for a in ask] for ask in answers], "drained": drained, "stats": stats})
     )

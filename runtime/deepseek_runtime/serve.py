@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepseek_runtime.health import Health, HealthServer
-from deepseek_runtime.settings import Settings, StartupError, checkpoint_folder
+from deepseek_runtime.settings import Settings, StartupError, checkpoint_folder, share_processors
 
 if TYPE_CHECKING:
     from deepseek_runtime.engine.build import Limits
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(settings: Settings) -> int:
     """Run this process's rank until its end; the exit code."""
-    _share_processors()
+    share_processors(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s rank {rank}: %(message)s")
     health = Health(rank=rank, world_size=int(os.environ.get("WORLD_SIZE", "1")), stall_seconds=settings.stall_timeout)
@@ -140,16 +140,6 @@ def serve(settings: Settings) -> int:
     if ending.code == 2:
         sys.stderr.write(f"error: {ending.message}\n")
     return ending.code
-
-
-def _share_processors() -> None:
-    """Take this process's share of the cores and sleep at barriers: OpenMP's spinning threads starve the other ranks.
-
-    Must come before torch is imported; what the environment says already is left alone.
-    """
-    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _run(settings: Settings, health: Health, rank: int) -> Ending:

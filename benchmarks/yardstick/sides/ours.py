@@ -8,6 +8,7 @@ from benchmarks.yardstick import checkpoint
 from benchmarks.yardstick.launch import Cores, measure
 from benchmarks.yardstick.sides.side import TIMEOUT, Answer, engine_task
 from benchmarks.yardstick.workload import Workload
+from deepseek_runtime.settings import OPENMP
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Ours:
         """With several ranks, a thread each."""
         settings = {"speculative_tokens": 0, "weights": "fp8" if self.fp8 else "auto"}
         task = engine_task(self.folder(), workload) | {"settings": settings}
-        environment = {"OMP_WAIT_POLICY": "PASSIVE"}  # as serve sets it
+        environment = dict(OPENMP)  # as serve sets it
         if ranks == 1:
             return measure("ours", task, cores, environment=environment, timeout=TIMEOUT)
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]

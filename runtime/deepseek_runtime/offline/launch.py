@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import uuid
 from collections.abc import Sequence
+
+from deepseek_runtime.settings import share_processors
 
 INTERRUPTED = 128 + signal.SIGINT
 
 
 def launch(processes: int, module: str, arguments: Sequence[str]) -> int:
     """Run a module in as many ranks; the exit code: of the rank that failed first, or that of an interruption."""
-    share = max(len(os.sched_getaffinity(0)) // processes, 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(share))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    share_processors(processes)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

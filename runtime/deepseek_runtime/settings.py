@@ -10,10 +10,9 @@ from typing import Literal
 
 MAX_SPECULATIVE_TOKENS = 3
 
-
 OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
-"""Threads spin for microseconds at a barrier, then sleep: sleeping at once costs a step of a hundred barriers a third of
-its time, and threads that spin for long starve the other ranks."""
+"""Threads spin for microseconds at a barrier, then sleep: to sleep at once costs a step of a hundred barriers a third
+of its time, and threads that spin for long starve the other ranks."""
 
 
 def share_processors(processes: int) -> None:

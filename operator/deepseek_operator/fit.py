@@ -8,41 +8,82 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deepseek_operator import quantity
-from deepseek_operator.api.v1alpha1 import AcceleratorSpec, Spec, Vendor
+from deepseek_operator.api.v1alpha1 import AcceleratorSpec, Attention, Spec, Vendor
 from deepseek_runtime import sizing
 
 Verdict = Literal["True", "False", "Unknown"]
 
+# In the order of preference; the native engine holds the dense parts whole on every rank.
+_ATTENTIONS: dict[Attention, tuple[sizing.Attention, ...]] = {
+    Attention.AUTO: ("tensor", "data"),
+    Attention.TENSOR: ("tensor",),
+    Attention.DATA: ("data",),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The verdict, the sentence that explains it, and the number of nodes that follows."""
+    """The verdict, the sentence that explains it, and the layout that follows: nodes, and attention where it is known.
+
+    Where `attention` is None the runtime chooses.
+    """
 
     verdict: Verdict
     reason: str
     message: str
     nodes: int
+    attention: sizing.Attention | None = None
     checkpoint_bytes: int | None = None
     weight_bytes_per_accelerator: int | None = None
 
 
 def judge(spec: Spec, per_node: int) -> Fit:
-    """Return whether a group of `nodes` × `per_node` processes holds the model, and the nodes to use."""
-    shape = sizing.known_shape(spec.model.source.removeprefix("hf://"))
-    memory = _device_bytes(spec.accelerator)
-    nodes = spec.nodes or 1
+    """Return whether a group of `nodes` × `per_node` processes holds the model, and the layout to use."""
+    shape, memory = known_shape(spec), _device_bytes(spec.accelerator)
+    layouts = _layouts(spec, per_node)
+    first = layouts[0]
+    asked = None if spec.parallelism.attention is Attention.AUTO else first.attention
     if shape is None:
         message = f"the sizes of {spec.model.source} are not known before its config.json is there"
-        return Fit("Unknown", "UnknownCheckpoint", message, nodes)
+        return Fit("Unknown", "UnknownCheckpoint", message, first.nodes, asked)
     if memory is None:
-        return Fit("Unknown", "UnknownMemory", _memory_advice(spec.accelerator), nodes, shape.checkpoint_bytes)
-    layout = sizing.Layout(nodes, per_node, attention="tensor", split_dense=False)
-    chosen = sizing.smallest_nodes(shape, layout, memory) if spec.nodes is None else None
-    estimate = chosen or sizing.estimate(shape, layout, memory)
-    if not estimate.fits:
-        message = sizing.advise(shape, layout, memory)
-        return Fit("False", "DoesNotFit", message, nodes, shape.checkpoint_bytes, estimate.weight_bytes)
-    return Fit("True", "Fits", estimate.sentence, estimate.layout.nodes, shape.checkpoint_bytes, estimate.weight_bytes)
+        message = _memory_advice(spec.accelerator)
+        return Fit("Unknown", "UnknownMemory", message, first.nodes, asked, shape.checkpoint_bytes)
+    best = _best(shape, layouts, memory, any_nodes=spec.nodes is None)
+    if best is None:
+        needed = sizing.weight_bytes(shape, first)
+        message = sizing.advise(shape, first, memory)
+        return Fit("False", "DoesNotFit", message, first.nodes, asked, shape.checkpoint_bytes, needed)
+    chosen = best.layout
+    return Fit("True", "Fits", best.sentence, chosen.nodes, chosen.attention, shape.checkpoint_bytes, best.weight_bytes)
+
+
+def known_shape(spec: Spec) -> sizing.ModelShape | None:
+    """Return the shape of the model that a spec names, or None where only its config.json could tell it."""
+    return sizing.known_shape(spec.model.source.removeprefix("hf://"))
+
+
+def _layouts(spec: Spec, per_node: int) -> list[sizing.Layout]:
+    """Return the layouts that the spec allows, with its number of nodes or one."""
+    return [
+        sizing.Layout(
+            nodes=spec.nodes or 1,
+            per_node=per_node,
+            attention=attention,
+            redundant_experts=spec.parallelism.redundant_experts,
+            split_dense=False,
+        )
+        for attention in _ATTENTIONS[spec.parallelism.attention]
+    ]
+
+
+def _best(
+    shape: sizing.ModelShape, layouts: list[sizing.Layout], memory: int, *, any_nodes: bool
+) -> sizing.Estimate | None:
+    """Return the layout that fits with the fewest nodes, the first of equals; None where none does."""
+    weigh = sizing.smallest_nodes if any_nodes else sizing.estimate
+    tried = [weigh(shape, layout, memory) for layout in layouts]
+    return min((found for found in tried if found and found.fits), key=lambda found: found.layout.nodes, default=None)
 
 
 def _device_bytes(accelerator: AcceleratorSpec) -> int | None:

@@ -85,6 +85,7 @@ class Plan:
 def make(manifest: Manifest, settings: Settings) -> Plan:
     """Return the plan of one object; raise SpecError where no plan is possible."""
     spec = parse(manifest)
+    _check_drafts(spec)
     metadata = manifest["metadata"]
     per_node = spec.accelerator.per_node or (1 if spec.accelerator.vendor is Vendor.CPU else DEFAULT_DEVICES)
     fitted = fit.judge(spec, per_node)
@@ -121,6 +122,7 @@ def revision(spec: Spec) -> str:
     operator's settings, nor scaling.
     """
     shaping = {"model", "accelerator", "nodes", "engine", "network", "startup", "pod_template"}
+    shaping |= {"parallelism", "speculative_tokens"}
     chosen = _chosen(spec, shaping)
     return digest([HASH_SCHEMA, chosen, spec.weights.claim_name])
 
@@ -152,6 +154,17 @@ def _default_size(fitted: fit.Fit) -> str:
     if fitted.checkpoint_bytes is None:
         return DEFAULT_CLAIM_SIZE
     return quantity.gibibytes(fitted.checkpoint_bytes * 11 // 10)
+
+
+def _check_drafts(spec: Spec) -> None:
+    """Refuse before the download what the runtime would refuse after it."""
+    shape = fit.known_shape(spec)
+    if spec.speculative_tokens and shape is not None and shape.mtp_layers == 0:
+        raise SpecError(
+            "NoDraftLayer",
+            f"spec.speculativeTokens is {spec.speculative_tokens}, but {spec.model.source} has no MTP layer to draft "
+            "with: set it to 0 or leave it out",
+        )
 
 
 def _check_access_modes(plan: Plan) -> None:

@@ -78,6 +78,7 @@ def of_plan(
         plan=api.PlanStatus(
             nodes=plan.nodes,
             accelerators=plan.ranks,
+            attention=plan.fit.attention,
             weight_bytes_per_accelerator=plan.fit.weight_bytes_per_accelerator,
         ),
         groups=groups,

@@ -197,10 +197,14 @@ def layout_problem(shape: ModelShape, layout: Layout) -> str | None:
 
 def _problems(shape: ModelShape, layout: Layout) -> Iterator[str]:
     ranks, experts = layout.ranks, shape.experts + layout.redundant_experts
-    if experts % ranks:
-        redundant = f" + {layout.redundant_experts} redundant" if layout.redundant_experts else ""
+    if experts % ranks and layout.redundant_experts:
+        yield (
+            f"{shape.experts} + {layout.redundant_experts} redundant experts do not divide over {ranks} ranks; "
+            f"the next valid number of redundant experts is {_next_redundant(shape, layout)}"
+        )
+    elif experts % ranks:
         valid = next_divisor(experts, ranks)
-        yield f"{shape.experts}{redundant} experts do not divide over {ranks} ranks; the next valid size is {valid}"
+        yield f"{experts} experts do not divide over {ranks} ranks; the next valid size is {valid}"
     if layout.attention != "tensor":
         return
     if shape.heads % ranks:
@@ -226,6 +230,12 @@ def _grid_problems(shape: ModelShape, ranks: int) -> Iterator[str]:
                 f"{name} has {width} rows: {width / ranks:g} for each of {ranks} ranks breaks its grid of {unit}; "
                 f"the next valid size is {valid}, or choose data attention"
             )
+
+
+def _next_redundant(shape: ModelShape, layout: Layout) -> int:
+    """The number of redundant experts, from the layout's on, with which all divide over its ranks; 0 stays 0."""
+    wanted = layout.redundant_experts
+    return wanted + -(shape.experts + wanted) % layout.ranks if wanted else 0
 
 
 def next_divisor(total: int, ranks: int) -> int:
@@ -294,8 +304,9 @@ def advise(shape: ModelShape, layout: Layout, memory_bytes: int) -> str:
     judged = estimate(shape, layout, memory_bytes)
     if judged.fits:
         return judged.sentence
+    near = replace(layout, redundant_experts=_next_redundant(shape, layout))
     found = [
-        smallest_nodes(shape, replace(layout, attention=a), memory_bytes) for a in (layout.attention, "tensor", "data")
+        smallest_nodes(shape, replace(near, attention=a), memory_bytes) for a in (layout.attention, "tensor", "data")
     ]
     best = min((e for e in found if e), key=lambda e: e.layout.nodes, default=None)
     nearest = best.sentence if best else f"no layout of up to {MAX_NODES} nodes of this accelerator fits"

@@ -32,6 +32,8 @@ SPECS = {
             "maxModelLen": 65536,
         },
         "accelerator": {"product": "H100"},
+        "parallelism": {"attention": "data", "redundantExperts": 32},
+        "speculativeTokens": 2,
         "engine": {"env": [{"name": "HOME", "value": "/elsewhere"}], "args": ["--dtype", "bfloat16", "$(quoted) it's"]},
         "weights": {
             "deletionPolicy": "Delete",
@@ -165,6 +167,37 @@ def test_the_startup_window_grows_with_the_bytes_and_is_never_under_half_an_hour
     assert statefulset.startup_seconds(made("mi300x"), None) == 7200
 
 
+def script_of(planned):
+    """The launch script of the engine's container."""
+    return objects(planned)["statefulset"]["spec"]["template"]["spec"]["containers"][0]["command"][2]
+
+
+def test_the_layout_that_was_judged_is_the_one_that_runs(made):
+    known = {"model": {"source": "hf://deepseek-ai/DeepSeek-V3-0324"}, "accelerator": {"product": "H200"}}
+    assert "--attention=tensor" in script_of(made("tutor", **known))
+    nine = {"parallelism": {"redundantExperts": 32}, "accelerator": {"product": "H200", "perNode": 9}, "nodes": 1}
+    assert "--attention=data" in script_of(made("tutor", **known | nine))
+
+
+def test_what_nobody_chose_is_left_to_the_runtime(made):
+    script = script_of(made("tutor"))
+    assert all(flag not in script for flag in ("--attention", "--redundant-experts", "--speculative-tokens"))
+    assert "--speculative-tokens=0" in script_of(made("tutor", speculativeTokens=0))
+
+
+@pytest.mark.parametrize("name", ["tutor", "mi300x"])
+def test_every_cache_lies_where_a_pod_with_a_read_only_root_may_write(made, name):
+    """Triton's launchers and compiled kernels among them: a user without a home has no other place."""
+    template = objects(made(name))["statefulset"]["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    empty = {volume["name"] for volume in template["volumes"] if "emptyDir" in volume}
+    writable = {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] in empty}
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert {"/cache", "/tmp"} <= writable
+    for variable in ("HOME", "HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        assert any(Path(environment[variable]).is_relative_to(folder) for folder in writable), variable
+
+
 def test_a_template_value_that_is_missing_is_an_error():
     with pytest.raises(Exception, match="'per_node' is undefined"):
         rendered("launch.sh.j2", master="m", nodes=1, store_port=1, arguments=[])
@@ -172,7 +205,7 @@ def test_a_template_value_that_is_missing_is_an_error():
 
 def test_the_launch_script_waits_for_dns_then_becomes_torchrun_and_heeds_sigterm(made, tmp_path):
     """Run the script itself, with a torchrun that tells its arguments."""
-    script = objects(made("h100"))["statefulset"]["spec"]["template"]["spec"]["containers"][0]["command"][2]
+    script = script_of(made("h100"))
     (tmp_path / "torchrun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "torchrun").chmod(0o755)
     (tmp_path / "python").symlink_to(sys.executable)
@@ -194,6 +227,9 @@ def test_the_launch_script_waits_for_dns_then_becomes_torchrun_and_heeds_sigterm
         "--port=8000",
         "--health-port=8001",
         "--max-model-len=65536",
+        "--attention=data",
+        "--redundant-experts=32",
+        "--speculative-tokens=2",
         "--dtype",
         "bfloat16",
         "$(quoted) it's",

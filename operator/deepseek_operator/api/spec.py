@@ -9,6 +9,8 @@ from deepseek_operator.api.schema import Model, ObjectName, Quantity, rule, rule
 
 MAX_NODES = 64
 MAX_REPLICAS = 64
+MAX_REDUNDANT_EXPERTS = 256
+MAX_SPECULATIVE_TOKENS = 3
 IMAGE = r"^[^\s]+$"
 
 
@@ -41,6 +43,14 @@ class ServiceType(StrEnum):
     LOAD_BALANCER = "LoadBalancer"
     CLUSTER_IP = "ClusterIP"
     NODE_PORT = "NodePort"
+
+
+class Attention(StrEnum):
+    """What the ranks of a group divide among themselves: the heads of all requests, or the requests."""
+
+    AUTO = "auto"
+    TENSOR = "tensor"
+    DATA = "data"
 
 
 class ModelSpec(Model):
@@ -149,6 +159,27 @@ class AcceleratorSpec(Model):
         int | None,
         Field(ge=1, le=16, description="Devices, hence processes, per pod. Default: 8; for vendor cpu, 1."),
     ] = None
+
+
+class ParallelismSpec(Model):
+    """How the ranks of a group divide the work; routed experts are always split over all of them."""
+
+    attention: Annotated[
+        Attention,
+        Field(
+            description="tensor splits the heads of all requests (lowest latency), data gives each rank requests of "
+            "its own (largest cache); auto takes tensor, or data where only that fits."
+        ),
+    ] = Attention.AUTO
+    redundant_experts: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_REDUNDANT_EXPERTS,
+            description="Copies of busy routed experts, placed by load; all experts together must divide over the "
+            "ranks.",
+        ),
+    ] = 0
 
 
 class EnvVar(Model):
@@ -305,6 +336,16 @@ class Spec(Model):
     replicas: Annotated[
         int, Field(ge=0, le=MAX_REPLICAS, description="Groups, each a complete copy of the model. 0 stops serving.")
     ] = 1
+    parallelism: ParallelismSpec = ParallelismSpec()
+    speculative_tokens: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_SPECULATIVE_TOKENS,
+            description="Tokens that the checkpoint's MTP layer drafts per step; they change the speed, never the "
+            "answer. Default: 1 where there is such a layer, otherwise 0.",
+        ),
+    ] = None
     engine: EngineSpec = EngineSpec()
     weights: WeightsSpec = WeightsSpec()
     service: ServiceSpec = ServiceSpec()

@@ -51,6 +51,10 @@ class PlanStatus(Model):
 
     nodes: int
     accelerators: Annotated[int, Field(description="Processes of one group, one per device.")]
+    attention: Annotated[
+        Literal["tensor", "data"] | None,
+        Field(description="What the ranks divide: heads, or requests; absent where the runtime chooses."),
+    ] = None
     weight_bytes_per_accelerator: Annotated[int | None, Field(description="Largest share of weights, if known.")] = None
 
 

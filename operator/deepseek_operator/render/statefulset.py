@@ -117,15 +117,25 @@ def _script(plan: Plan, index: int) -> str:
 def _serve_arguments(plan: Plan) -> list[str]:
     """Return the arguments of deepseek_runtime.serve, one `--flag=value` each; the user's own come last and win."""
     path = f"{common.WEIGHTS}/{plan.weights.path}".rstrip("/")
-    length = plan.spec.model.max_model_len
     return [
         f"--model={path}",
         *(f"--served-model-name={name}" for name in plan.served_names),
         f"--port={API_PORT}",
         f"--health-port={HEALTH_PORT}",
-        *([f"--max-model-len={length}"] if length else []),
+        *_chosen_arguments(plan),
         *plan.spec.engine.args,
     ]
+
+
+def _chosen_arguments(plan: Plan) -> list[str]:
+    """Return what the spec or the planner chose; whatever neither did has its default in the runtime."""
+    chosen = {
+        "max-model-len": plan.spec.model.max_model_len,
+        "attention": plan.fit.attention,
+        "redundant-experts": plan.spec.parallelism.redundant_experts or None,
+        "speculative-tokens": plan.spec.speculative_tokens,
+    }
+    return [f"--{flag}={value}" for flag, value in chosen.items() if value is not None]
 
 
 def _environment(plan: Plan) -> list[dict[str, Any]]:

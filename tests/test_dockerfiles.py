@@ -76,6 +76,20 @@ def test_a_target_installs_the_tested_versions(name: str, target: str) -> None:
     assert "constraints.txt" in installs[0].partition("uv pip install")[2]
 
 
+def test_the_runtime_target_can_compile_tritons_launchers(name: str) -> None:
+    base = values(stages(name)["runtime"], "FROM")[0].partition(" AS ")[0]
+    (packages,) = [value for value in values(stages(name)[base], "RUN") if "apt-get install" in value]
+    assert {"gcc", "libc6-dev", "python3-dev"} <= set(packages.split())
+
+
+def test_the_runtime_target_brings_the_cpu_kernels_compiled(name: str) -> None:
+    builder = stages(name)[copied_from(stages(name)["runtime"])]
+    commands = values(builder, "RUN")
+    compiling = next(n for n, command in enumerate(commands) if "deepseek_runtime.kernels.cpu.build" in command)
+    assert "--no-deps ." in commands[compiling - 1]
+    assert any("g++" in command.split() for command in commands[:compiling])
+
+
 def test_what_is_copied_is_let_through_by_dockerignore(name: str) -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     sources = [value.split()[:-1] for stage in stages(name).values() for value in values(stage, "COPY")]

@@ -1,5 +1,7 @@
 """Right answers through the LoadBalancer Service, from several pods as from one."""
 
+import re
+
 import pytest
 
 from asking import ask
@@ -40,6 +42,13 @@ def test_one_pod_writes_the_same_text_as_two(tutor: Deployment) -> None:
 
     assert None not in texts[0]
     assert texts[0] == texts[1]
+
+
+def test_pods_compute_with_the_kernels_that_their_image_brought(tutor: Deployment) -> None:
+    """Without a compiler, a home or a writable root; only a processor without the instructions is excused."""
+    for pod in tutor.pods():
+        log = tutor.kubectl("logs", pod)
+        assert re.search(r"kernels: (AVX-512, \S+/dsv3_kernels\.so|plain torch, this CPU has no)", log), log
 
 
 def _node_count(deployment: Deployment) -> int:

@@ -2,12 +2,14 @@
 
 Debian with Python   | shared by both
 dependencies         | one per extra; changes with pyproject.toml and constraints.txt
+kernels              | the runtime's, compiled for x86-64; changes with their C++
 project              | shared by both; changes with every line of code, and is small
 """
 
 import fcntl
 import hashlib
 import json
+import platform
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from ..layout import OPERATOR_IMAGE, RUNTIME_IMAGE, Layout
 from ..oci import Blob, Image, Library
 from ..progress import Progress
 from . import debian
-from .wheels import REPOSITORY, Wheels
+from .wheels import KERNELS, REPOSITORY, Wheels
 
 _HERE = Path(__file__).parent
 _ENVIRONMENT = [
@@ -53,7 +55,7 @@ def build_images(layout: Layout, references: Iterable[str]) -> list[Image]:
 def _tools(version: str) -> dict[str, str]:
     """Packages and the files that they bring, as in host.PACKAGES; Python is the one that the images hold."""
     python = {"python3": f"/usr/bin/python{version}", "python3-venv": f"/usr/lib/python{version}/ensurepip"}
-    return {**host.COMPILER, "binutils": "strip", "dpkg": "dpkg-deb", **python}
+    return {**host.COMPILER, "g++": "g++", "binutils": "strip", "dpkg": "dpkg-deb", **python}
 
 
 class _Builder:
@@ -68,7 +70,9 @@ class _Builder:
 
     def image(self, reference: str) -> Image:
         extra = _EXTRAS[reference]
-        layers = [self._debian, self._dependencies(extra), self._project]
+        # On another kind of processor the runtime computes with plain torch.
+        kernels = [self._kernels] if extra == "runtime" and platform.machine() == "x86_64" else []
+        layers = [self._debian, self._dependencies(extra), *kernels, self._project]
         config = {
             "User": f"{debian.USER}:{debian.USER}",
             "Env": _ENVIRONMENT,
@@ -94,6 +98,12 @@ class _Builder:
         recipe = [_HERE / "wheels.py", _HERE / "cpu_torch.py"]
         inputs: list[str | Path] = [self._version, extra, *self._wheels.index, *pins, *recipe]
         return self._layer(f"dependencies-{extra}", inputs, lambda root: self._wheels.add_dependencies(root, extra))
+
+    @cached_property
+    def _kernels(self) -> Blob:
+        folder = REPOSITORY / "runtime" / KERNELS
+        sources = [folder / "build.py", *sorted((folder / "src").iterdir())]
+        return self._layer("kernels", [self._version, *sources, _HERE / "wheels.py"], self._wheels.add_kernels)
 
     @cached_property
     def _project(self) -> Blob:

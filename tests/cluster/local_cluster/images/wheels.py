@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 
 from ..errors import ClusterError
-from ..host import find
+from ..host import find, search_path
 from ..layout import Layout
 from .cpu_torch import make_cpu_only
 
 REPOSITORY = Path(__file__).resolve().parents[4]
+KERNELS = Path("deepseek_runtime/kernels/cpu")
 # NVIDIA's libraries and the compiler for its GPUs; see cpu_torch.py for how torch does without.
 _GPU_WHEELS = re.compile(r"(nvidia-|cuda-|triton)")
 # Headers for compiling extensions, tools for making protobuf code, the tests of other projects.
@@ -59,6 +60,12 @@ class Wheels:
         site = self._site(root)
         self._uv("install", "--quiet", "--no-deps", "--target", str(site), str(REPOSITORY))
         self._finish(root, site)
+
+    def add_kernels(self, root: Path) -> None:
+        """Compile the runtime's kernels here, to where it looks for them: the image has no compiler."""
+        library = self._site(root) / KERNELS / "dsv3_kernels.so"
+        build = REPOSITORY / "runtime" / KERNELS / "build.py"
+        _run([f"/usr/bin/python{self._version}", build, "--output", library], {"PATH": search_path()})
 
     def compile(self, root: Path, folder: Path) -> None:
         """Write byte code beside the sources; unchecked, because layers keep no file times and pods cannot write."""

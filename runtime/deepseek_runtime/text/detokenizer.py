@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from tokenizers.decoders import DecodeStream
+import codecs
+from collections.abc import Set
 
 from deepseek_runtime.text.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """Turns tokens into text one by one, holding back bytes until they make a character. Special tokens are dropped."""
+    """Turns tokens into text one by one, holding back bytes until they make a character.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Special tokens are dropped, except those whose text is in `keep`: the markers that a parser reads.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, keep: Set[str] = frozenset()) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._dropped = {id_ for text, id_ in tokenizer.special_ids.items() if text not in keep}
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
         """The text that this token completes, often empty in the middle of a character."""
-        try:
-            return self._stream.step(self._tokenizer.fast, token) or ""
-        except Exception:  # the library gives up on bytes that can never become a character; go on behind them
-            self._stream = DecodeStream(skip_special_tokens=True)
-            return self._stream.step(self._tokenizer.fast, token) or ""
+        return "" if token in self._dropped else self._decoder.decode(self._tokenizer.token_bytes(token))

@@ -5,6 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def first(text: str, wanted: Sequence[str]) -> tuple[int, str] | None:
+    """Where the first of some strings begins, and which it is; of two at one place the longer."""
+    found = [(position, -len(one), one) for one in wanted if (position := text.find(one)) >= 0]
+    return (min(found)[0], min(found)[2]) if found else None
+
+
+def undecided(text: str, wanted: Sequence[str]) -> int:
+    """Length of the longest end of `text` that may yet become one of some strings, 0 if there is none."""
+    longest = max(map(len, wanted), default=1) - 1
+    ends = range(min(longest, len(text)), 0, -1)
+    return next((n for n in ends if any(one.startswith(text[-n:]) for one in wanted)), 0)
+
+
 class StopMatcher:
     """Passes text on until the first stop string, which ends it and is left out unless `include` is set."""
 
@@ -21,11 +34,11 @@ class StopMatcher:
         if self.matched is not None:
             return ""
         text = self._held + text
-        if found := self._first(text):
+        if found := first(text, self._stops):
             position, self.matched = found
             self._held = ""
             return text[: position + len(self.matched)] if self._include else text[:position]
-        keep = self._undecided(text)
+        keep = undecided(text, self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -33,14 +46,3 @@ class StopMatcher:
         """What was held back, once no more text comes."""
         held, self._held = self._held, ""
         return held
-
-    def _first(self, text: str) -> tuple[int, str] | None:
-        """The stop string that begins first; of two at one place the longer."""
-        found = [(position, -len(stop), stop) for stop in self._stops if (position := text.find(stop)) >= 0]
-        return (min(found)[0], min(found)[2]) if found else None
-
-    def _undecided(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string begins with."""
-        longest = max((len(stop) - 1 for stop in self._stops), default=0)
-        ends = range(min(longest, len(text)), 0, -1)
-        return next((n for n in ends if any(stop.startswith(text[-n:]) for stop in self._stops)), 0)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from deepseek_runtime.text.dialect import choose_dialect
+from deepseek_runtime.text.sandbox import TemplateRefusal, compile_template, render
 from deepseek_runtime.text.tokenizer import CheckpointError, Tokenizer, read_json
 
+__all__ = ["ChatTemplate", "Messages", "TemplateRefusal"]
+
 Messages = Sequence[Mapping[str, Any]]
-
-
-class TemplateRefusal(ValueError):
-    """The template cannot render these messages."""
 
 
 class ChatTemplate:
@@ -26,10 +22,12 @@ class ChatTemplate:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        source = _source(folder)
         try:
-            self._template = _environment().from_string(_source(folder))
+            self._template = compile_template(source)
         except TemplateError as error:
             raise CheckpointError(f"{folder}: the chat template cannot be parsed: {error}") from error
+        self.dialect = choose_dialect(source, tokenizer)
 
     def encode(
         self, messages: Messages, *, proceed: bool = False, variables: Mapping[str, Any] | None = None
@@ -55,10 +53,7 @@ class ChatTemplate:
             "bos_token": self._tokenizer.bos_token or "",
             "eos_token": self._tokenizer.eos_token or "",
         }
-        try:
-            text = self._template.render({**(variables or {}), **values})
-        except (TemplateError, SecurityError, TypeError, KeyError, AttributeError) as error:
-            raise TemplateRefusal(f"the model's chat template cannot render these messages: {error}") from error
+        text = render(self._template, {**(variables or {}), **values})
         return _cut_behind(text, normal[-1]["content"]) if proceed else text
 
 
@@ -78,26 +73,6 @@ def _cut_behind(text: str, content: str) -> str:
     if not wanted or position < 0:
         raise TemplateRefusal("the last message must have text that the chat template shows, to be continued")
     return text[: position + len(wanted)] + content[len(content.rstrip()) :]
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The dialect that published templates are written in: trimmed blocks, loop controls and three helpers."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """JSON without HTML escapes: the reader is a model, not a browser."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> NoReturn:
-    raise TemplateRefusal(message)
 
 
 def _source(folder: Path) -> str:

@@ -31,6 +31,8 @@ class Tokenizer:
     """Encodes and decodes text, and knows which ids begin and end it.
 
     `size` is one more than the highest id with a meaning: the model's vocabulary may be padded beyond it.
+    `added_ids` are the tokens that are recognised by their spelling in any text, `special_ids` those among them that
+    are not shown.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,6 +49,9 @@ class Tokenizer:
         self.bos_id = self._id(self.bos_token, path)
         self.stop_ids = frozenset(self._stop_ids(folder, path))
         self.size = max(self.fast.get_vocab().values()) + 1
+        added = self.fast.get_added_tokens_decoder()
+        self.added_ids = {token.content: id_ for id_, token in added.items()}
+        self.special_ids = {token.content: id_ for id_, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which special tokens are written out; none is added."""

@@ -1,0 +1,249 @@
+"""Grammars: what a model is allowed to write is valid, and what is valid it is allowed to write."""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepseek_runtime.settings import checkpoint_folder
+from deepseek_runtime.text.dialect import BARE, FENCED, Dialect, ToolForm
+from deepseek_runtime.text.grammar import Grammar, GrammarError, Grammars, Tool
+from deepseek_runtime.text.tokenizer import Tokenizer
+
+MANY = 4000
+DIALECTS = {
+    "fenced": Dialect("deepseek-r1", "<think>", "</think>", tools=FENCED),
+    "bare": Dialect("deepseek-v3.1", "<think>", "</think>", tools=BARE),
+}
+PLACE = {"type": "object", "properties": {"city": {"enum": ["Ulm", "Rom"]}}, "required": ["city"]}
+CLOSED = {**PLACE, "additionalProperties": False}
+TOOLS = [
+    Tool("weather", CLOSED, strict=True),
+    Tool("add", {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2}),
+]
+
+
+@pytest.fixture(scope="module", params=["text", "tokens"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The tutor's, in which markers are ordinary text; and one in which each is a special token."""
+    if request.param == "text":
+        return Tokenizer(checkpoint_folder("tutor"))
+    return Tokenizer(with_special_tokens(tmp_path_factory.mktemp("tokenizer"), DIALECTS["fenced"].markers))
+
+
+def with_special_tokens(folder: Path, texts: frozenset[str]) -> Path:
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (folder / name).write_bytes((checkpoint_folder("tutor") / name).read_bytes())
+    content = json.loads((folder / "tokenizer.json").read_text())
+    rules = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"] += [{"id": 720 + i, "content": text, **rules} for i, text in enumerate(sorted(texts))]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module", params=DIALECTS)
+def dialect(request: pytest.FixtureRequest) -> Dialect:
+    return DIALECTS[request.param]
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Tokenizer, dialect: Dialect) -> Grammars:
+    return Grammars(tokenizer, dialect)
+
+
+def takes(grammar: Grammar, tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a model could write this text and end there."""
+    mask = grammar.mask()
+    ids = [*tokenizer.encode(text), *sorted(tokenizer.stop_ids)[:1]]
+    return all(mask(ids[:count])[id_] for count, id_ in enumerate(ids))
+
+
+def babble(grammar: Grammar, tokenizer: Tokenizer, seed: int, most: int = MANY) -> str:
+    """What a model without any sense writes under the grammar, which makes it end."""
+    choose, mask, ids = random.Random(seed), grammar.mask(), list[int]()
+    while len(ids) < most:
+        allowed = mask(ids).nonzero()[0].tolist()
+        ids.append(choose.choice(allowed))
+        if ids[-1] in tokenizer.stop_ids:
+            return tokenizer.decode(ids[:-1])
+    raise AssertionError(f"no end within {most} tokens: {tokenizer.decode(ids)[:200]}")
+
+
+def calls_of(form: ToolForm, text: str) -> Iterator[tuple[str, Any]]:
+    """Names and arguments, read by splitting at markers; wrong in any detail, it raises."""
+    before, _, block = text.partition(form.calls_begin)
+    assert form.separator not in before
+    assert block.endswith(form.calls_end)
+    calls = block.removesuffix(form.calls_end).removesuffix(form.call_end).split(form.call_end + form.between)
+    for call in calls:
+        name, arguments = call.removeprefix(form.call_begin).split(form.separator)
+        if form.style == "fenced":
+            assert name == "function"
+            name, arguments = arguments.removesuffix("\n```").split("\n```json\n")
+        yield name, json.loads(arguments)
+
+
+def leaf_schemas() -> st.SearchStrategy[dict[str, Any]]:
+    bounds = st.integers(-50, 50)
+    return st.one_of(
+        st.just({"type": "boolean"}),
+        st.just({"type": "null"}),
+        bounds.flatmap(lambda low: st.just({"type": "integer", "minimum": low, "maximum": low + 7})),
+        st.integers(0, 5).map(lambda most: {"type": "string", "maxLength": most}),
+        st.sampled_from(["^[a-c]{2,4}$", "^(x|yy)[0-9]?$"]).map(lambda pattern: {"type": "string", "pattern": pattern}),
+        st.lists(st.text(max_size=4), min_size=1, max_size=3, unique=True).map(lambda values: {"enum": values}),
+        st.sampled_from(["date", "uuid", "ipv4"]).map(lambda form: {"type": "string", "format": form}),
+        st.one_of(st.none(), st.booleans(), st.text(max_size=3)).map(lambda value: {"const": value}),
+    )
+
+
+def deeper(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    properties = st.dictionaries(st.text(min_size=1, max_size=4), inner, min_size=1, max_size=3)
+    return st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(lambda options: {"anyOf": options}),
+        st.tuples(inner, st.integers(0, 2)).map(
+            lambda pair: {"type": "array", "items": pair[0], "minItems": pair[1], "maxItems": pair[1] + 1}
+        ),
+        st.tuples(properties, st.booleans()).map(
+            lambda pair: {
+                "type": "object",
+                "properties": pair[0],
+                "required": list(pair[0])[: len(pair[0]) if pair[1] else 1],
+                "additionalProperties": False,
+            }
+        ),
+    )
+
+
+SCHEMAS = st.recursive(leaf_schemas(), deeper, max_leaves=6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(schema=SCHEMAS, seed=st.integers(0, 2**32))
+def test_whatever_is_written_under_a_schema_is_valid(schema: dict[str, Any], seed: int) -> None:
+    tokenizer = Tokenizer(checkpoint_folder("tutor"))
+    text = babble(Grammars(tokenizer, DIALECTS["fenced"]).json_schema(schema, strict=True), tokenizer, seed)
+    jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
+
+
+@pytest.mark.parametrize("text", ["{}", '{"a": 1}', '{"a":[1,{"b":null}]}', '{\n  "a": "<b>"\n}'])
+def test_an_object_as_people_write_it_is_taken(grammars: Grammars, tokenizer: Tokenizer, text: str) -> None:
+    assert takes(grammars.json_object(), tokenizer, text)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", '{"a": 1', '{"a": 1} ok', "<think></think>{}"])
+def test_what_is_no_object_is_not_taken(grammars: Grammars, tokenizer: Tokenizer, text: str) -> None:
+    assert not takes(grammars.json_object(), tokenizer, text)
+
+
+def test_the_constraint_begins_behind_the_reasoning(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    grammar = grammars.json_object(in_reasoning=True)
+    assert takes(grammar, tokenizer, 'Hmm, {"a" or\nnot.</think>\n\n{"a": 1}')
+    assert takes(grammar, tokenizer, "</think>{}")
+    assert not takes(grammar, tokenizer, "{}")
+    assert not takes(grammar, tokenizer, "Hmm.</think>Well: {}")
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", "weather"])
+def test_calls_in_the_dialects_form_are_taken(
+    grammars: Grammars, tokenizer: Tokenizer, dialect: Dialect, choice: str
+) -> None:
+    assert dialect.tools
+    grammar = grammars.tool_calls(TOOLS, choice=choice)
+    assert takes(grammar, tokenizer, dialect.tools.write_calls([("weather", '{"city": "Rom"}')]))
+    assert not takes(grammar, tokenizer, dialect.tools.write_calls([("weather", '{"city": "Bonn"}')]))
+    assert not takes(grammar, tokenizer, dialect.tools.write_calls([("whether", '{"city": "Rom"}')]))
+
+
+@pytest.mark.parametrize(("parallel", "taken"), [(True, True), (False, False)])
+def test_several_calls_are_taken_where_they_are_wanted(
+    grammars: Grammars, tokenizer: Tokenizer, dialect: Dialect, parallel: bool, taken: bool
+) -> None:
+    assert dialect.tools
+    text = dialect.tools.write_calls([("add", "[true]"), ("weather", '{"city": "Ulm"}')])
+    assert takes(grammars.tool_calls(TOOLS, choice="required", parallel=parallel), tokenizer, text) is taken
+
+
+def test_text_needs_no_call_unless_one_is_required(grammars: Grammars, tokenizer: Tokenizer, dialect: Dialect) -> None:
+    assert dialect.tools
+    call = dialect.tools.write_calls([("add", "[false, true]")])
+    auto, required = (grammars.tool_calls(TOOLS, choice=choice) for choice in ("auto", "required"))
+    assert [takes(auto, tokenizer, text) for text in ("", "It is 3 < 4.", "Wait:" + call)] == [True] * 3
+    assert [takes(required, tokenizer, text) for text in ("", "It is 3 < 4.", "Wait:" + call)] == [False] * 3
+    assert not takes(auto, tokenizer, dialect.tools.calls_begin)
+
+
+@pytest.mark.parametrize("choice", ["required", "add"])
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_written_where_calls_are_required_is_calls(
+    grammars: Grammars, tokenizer: Tokenizer, dialect: Dialect, choice: str, seed: int
+) -> None:
+    assert dialect.tools
+    grammar = grammars.tool_calls(TOOLS[:1] if choice == "required" else TOOLS, choice=choice)
+    for name, arguments in calls_of(dialect.tools, babble(grammar, tokenizer, seed)):
+        jsonschema.validate(arguments, next(tool.parameters for tool in TOOLS if tool.name == name))
+
+
+def test_a_mask_answers_for_drafts_and_then_for_others(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    mask, fresh = (grammars.json_object().mask() for _ in range(2))
+    ids = tokenizer.encode('{"a": 1}')
+    other = tokenizer.encode('{"b')
+    questions: list[Sequence[int]] = [ids[:2], ids, other, ids[:1], [], ids]
+    for question in questions:
+        assert (mask(question) == Grammars(tokenizer, DIALECTS["fenced"]).json_object().mask()(question)).all()
+    assert (fresh([]) == mask([])).all()
+
+
+def test_a_token_that_was_not_allowed_lets_the_answer_end(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    mask = grammars.json_object().mask()
+    assert not mask(tokenizer.encode("no")).any()
+    assert mask([]).any()
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "object", "properties": {"a": {"not": {"type": "string"}}}}, "not"),
+        ({"type": "strng"}, "strng"),
+        ({"type": "string", "format": "zip"}, "zip"),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"$ref": "#/$defs/nope"}, "nope"),
+        ({"enum": []}, "empty"),
+        (False, "schema"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused_by_its_name(grammars: Grammars, schema: Any, named: str) -> None:
+    attempts: list[Callable[[], Grammar]] = [
+        lambda: grammars.json_schema(schema, strict=True),
+        lambda: grammars.tool_calls([Tool("f", schema, strict=True)], choice="auto"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(GrammarError, match=named):
+            attempt()
+
+
+def test_without_strict_unknown_keywords_are_left_out(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    grammar = grammars.json_schema({"type": "array", "uniqueItems": True}, strict=False)
+    assert takes(grammar, tokenizer, "[1, 1]")
+
+
+def test_a_schema_cannot_give_the_library_orders(grammars: Grammars) -> None:
+    with pytest.raises(GrammarError, match="uniqueItems"):
+        grammars.json_schema({"uniqueItems": True, "x-guidance": {"lenient": True}}, strict=True)
+
+
+def test_a_tool_that_is_not_there_cannot_be_chosen(grammars: Grammars) -> None:
+    with pytest.raises(GrammarError, match=r"'rain'.*weather, add"):
+        grammars.tool_calls(TOOLS, choice="rain")
+
+
+def test_a_model_without_a_form_for_calls_gets_no_tools(tokenizer: Tokenizer) -> None:
+    with pytest.raises(GrammarError, match="no known form"):
+        Grammars(tokenizer, Dialect("plain")).tool_calls(TOOLS, choice="auto")

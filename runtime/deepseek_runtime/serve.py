@@ -59,6 +59,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     switch("batch-invariant", "compute each request with the same bits whatever runs beside it, at some cost")
     flag("speculative-tokens", int, "tokens drafted by the MTP layer, 0 to 3; default: 1 where there is such a layer")
     switch("prefix-caching", "compute equal beginnings of prompts once")
+    switch("graphs", "on a GPU, replay decode steps from graphs that were captured while loading")
     flag("max-model-len", int, "tokens of a prompt and its answer; default: what checkpoint and memory allow")
     flag("kv-tokens", int, "tokens of the cache; default: by memory")
     flag("block-size", int, "tokens of a cache block")
@@ -90,6 +91,7 @@ class Front:
 
         self._tokenizer = Tokenizer(settings.model)
         self._template = ChatTemplate(settings.model, self._tokenizer)
+        self._places = settings.max_running + settings.max_queued
         names = settings.served_model_name
         self._state: ServerState = ServerState(
             names=names, health=health, metrics=Metrics(names[0]), request_timeout=settings.request_timeout
@@ -103,12 +105,15 @@ class Front:
     def open(self, engine: Engine, limits: Limits) -> None:
         """Let requests through to the engine as soon as the rank is ready."""
         from deepseek_runtime.server.service import Service
+        from deepseek_runtime.text.grammar import Grammars
 
         self._state.service = Service(
             engine=engine,
             tokenizer=self._tokenizer,
             template=self._template,
+            grammars=Grammars(self._tokenizer, self._template.dialect),
             max_model_len=limits.max_model_len,
+            places=self._places,
         )
         logging.getLogger(__name__).info("serving %s at %s", ", ".join(self._state.names), self._url)
 

@@ -43,6 +43,7 @@ class Settings:
     batch_invariant: bool = False
     speculative_tokens: int | None = None
     prefix_caching: bool = True
+    graphs: bool = True
     max_model_len: int | None = None
     kv_tokens: int | None = None
     block_size: int = 64

@@ -7,15 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.engine.blocks import BlockManager
 from deepseek_runtime.engine.engine import Engine
-from deepseek_runtime.engine.executor import ModelExecutor
+from deepseek_runtime.engine.executor import Forward, ModelExecutor
 from deepseek_runtime.engine.runner import Runner
 from deepseek_runtime.engine.scheduler import Scheduler
+from deepseek_runtime.kernels.interface import Kernels
 from deepseek_runtime.model.cache import LatentCache
 from deepseek_runtime.model.config import ModelConfig
+from deepseek_runtime.model.graphs import Capture, DecodeGraphs, Shape, gpu_capture, shapes, warm_up, why_eager
+from deepseek_runtime.model.model import DeepSeekV3Model
 from deepseek_runtime.settings import Settings, StartupError
 from deepseek_runtime.text.tokenizer import Tokenizer
 from deepseek_runtime.weights.load import inspect, load_model
@@ -59,31 +63,43 @@ def load_rank(settings: Settings, group: Group, report: Callable[[float], None])
         report(done / max(total, 1))
         group.report_progress(done, total)
 
-    device = group.device
     if settings.speculative_tokens:
         _require_mtp(settings)
     model = load_model(
         settings.model,
         group,
-        device=device,
-        dtype=_dtype(settings.dtype, device),
+        device=group.device,
+        dtype=_dtype(settings.dtype, group.device),
         attention=settings.attention,
         redundant_experts=settings.redundant_experts,
         residency=settings.weights,
         batch_invariant=settings.batch_invariant,
+        mtp=settings.speculative_tokens != 0,
         on_progress=on_progress,
     )
     group.barrier("loaded", LOAD_TIMEOUT, on_wait=logger.info)
     limits = _limits(settings, model.config, model.dtype, group)
-    data_parallel = settings.attention == "data"
-    blocks = limits.kv_tokens // settings.block_size
+    return make_rank(settings, group, model, limits, gpu_capture() if _captures(settings, group, model) else None)
+
+
+def make_rank(
+    settings: Settings, group: Group, model: DeepSeekV3Model, limits: Limits, capture: Capture | None
+) -> Loaded:
+    """A rank with its cache. With `capture` decode steps are captured, padded in a last block that no pool knows."""
+    size, data_parallel = settings.block_size, settings.attention == "data"
+    blocks = limits.kv_tokens // size
     pools = tuple(
-        BlockManager(blocks, settings.block_size, prefix_caching=settings.prefix_caching)
+        BlockManager(blocks, size, prefix_caching=settings.prefix_caching)
         for _ in range(group.world_size if data_parallel else 1)
     )
-    cache = LatentCache.create(model.config, blocks, settings.block_size, device, model.dtype)
-    executor = ModelExecutor(model, cache, group, data_parallel=data_parallel)
+    cache = LatentCache.create(model.config, blocks + (capture is not None), size, group.device, model.dtype)
     drafts = _default_drafts(model.config) if settings.speculative_tokens is None else settings.speculative_tokens
+    if group.device.type != "cpu":
+        warm_up(model, cache, _token_budget(settings, group.device))
+        model.forget_choices()
+    steps = shapes(settings.max_running, drafts)
+    forward = _capture_steps(steps, model, cache, limits, capture) if capture else None
+    executor = ModelExecutor(model, cache, group, data_parallel=data_parallel, forward=forward)
     runner = Runner(executor, group, vocab_size=Tokenizer(settings.model).size, speculative_tokens=drafts)
     return Loaded(runner, pools, limits)
 
@@ -102,6 +118,44 @@ def make_engine(settings: Settings, loaded: Loaded, device: torch.device, on_fai
         on_failure=on_failure,
         rebalance_every=REBALANCE_STEPS if settings.redundant_experts else 0,
     )
+
+
+def _capture_steps(
+    steps: list[Shape], model: DeepSeekV3Model, cache: LatentCache, limits: Limits, capture: Capture
+) -> Forward:
+    """Capture decode steps of some shapes, for sequences of any length that is served."""
+    most_blocks = -(-limits.max_model_len // cache.block_size)
+    graphs = DecodeGraphs(model, cache, most_blocks, scratch_block=cache.num_blocks - 1)
+    try:
+        graphs.capture(steps, capture)
+    except RuntimeError as error:
+        cause = str(error).partition("\n")[0]
+        raise StartupError(f"decode steps cannot be captured in graphs, --no-graphs does without: {cause}") from error
+    logger.info("captured %d shapes of decode steps, up to %d sequences", len(steps), steps[-1].sequences)
+    return graphs.forward
+
+
+def _captures(settings: Settings, group: Group, model: DeepSeekV3Model) -> bool:
+    """Whether decode steps are captured; the log says why not."""
+    on_gpu = group.device.type != "cpu"
+    reason = why_eager(
+        wanted=settings.graphs,
+        device=group.device,
+        triton=on_gpu and _are_tritons(model.kernels),
+        model=model.capturable,
+        sums=group.world_size == 1 or "cuda:nccl" in dist.get_backend_config(),
+    )
+    if reason and on_gpu and group.rank == 0:
+        logger.info("decode steps are not captured in graphs: %s", reason)
+    return reason is None
+
+
+def _are_tritons(kernels: Kernels) -> bool:
+    try:
+        from deepseek_runtime.kernels.triton.kernels import TritonKernels
+    except ModuleNotFoundError:
+        return False
+    return isinstance(kernels, TritonKernels)
 
 
 def _default_drafts(config: ModelConfig) -> int:

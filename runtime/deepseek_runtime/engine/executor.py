@@ -7,7 +7,7 @@ are wanted travel to rank 0.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, compress
@@ -44,6 +44,10 @@ class Model(Protocol):
         ...
 
 
+Forward = Callable[[StepBatch, LatentCache], Tensor]
+"""What `Model.forward` is."""
+
+
 class Exchange(Protocol):
     """What the executor needs of a `dist.Group`."""
 
@@ -73,10 +77,20 @@ class ModelExecutor:
     """Runs plans on this rank's part of the model and its cache. Only rank 0 computes logits.
 
     `data_parallel` says that each rank attends to the sequences of its own instead of to its heads of all of them.
+    `forward` takes the place of the model's own, as `DecodeGraphs` has one; its result counts until it is called again.
     """
 
-    def __init__(self, model: Model, cache: LatentCache, group: Exchange, *, data_parallel: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cache: LatentCache,
+        group: Exchange,
+        *,
+        data_parallel: bool = False,
+        forward: Forward | None = None,
+    ) -> None:
         self._model = model
+        self._forward = forward or model.forward
         self._cache = cache
         self._group = group
         self._data_parallel = data_parallel and group.world_size > 1
@@ -93,7 +107,7 @@ class ModelExecutor:
         """Logits [N, V] float32 of the positions that the plan wants, in the order of its sequences."""
         self._plan = plan
         own = self._own(plan.sequences)
-        self._hidden = self._model.forward(pack(own, self._group.device), self._cache)
+        self._hidden = self._forward(pack(own, self._group.device), self._cache)
         return self._logits(_take(self._hidden, last_rows(own)), plan.sequences)
 
     @torch.inference_mode()

@@ -40,6 +40,21 @@ class StepModel(Protocol):
         ...
 
 
+def why_eager(*, wanted: bool, device: torch.device, triton: bool, model: bool, sums: bool) -> str | None:
+    """Why decode steps must be launched kernel by kernel; None where they can be captured.
+
+    `triton` says whether the model has Triton's kernels, `model` and `sums` whether it and its group can be captured.
+    """
+    reasons = {
+        "--no-graphs says so": not wanted,
+        "a CPU has none": device.type == "cpu",
+        "without Triton the number of tokens of each expert is looked at on the host": not triton,
+        "how many tokens travel between ranks is looked at on the host": not model,
+        "the group's sums are neither NCCL's nor RCCL's": not sums,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
 Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 """Records what a function launches; what replays it, and the tensor that every replay leaves its result in."""
 

@@ -31,7 +31,7 @@ class DeepSeekV3Model:
     def __init__(self, shard: Shard, weights: Mapping[str, Weight], group: Group, kernels: Kernels) -> None:
         self.config = shard.config
         self._group = group
-        self._kernels = kernels
+        self.kernels = kernels
         self.absorb_up_to = kernels.absorb_up_to
         """Longest query that takes the absorbed form."""
         parts = Assembler(shard, weights, group, kernels)
@@ -69,7 +69,7 @@ class DeepSeekV3Model:
         stream = Stream(functional.embedding(token_ids_T, self._embedding))
         for index, layer in enumerate(self._layers):
             stream = layer(stream, step, cache.layer(index))
-        return stream.normed(self._kernels, self._norm, self.config.rms_norm_eps)[1]
+        return stream.normed(self.kernels, self._norm, self.config.rms_norm_eps)[1]
 
     def rotations(self, positions_T: Tensor) -> Tensor:
         """The positions' rotations [T, R / 2] complex64, as a step wants them."""
@@ -78,7 +78,7 @@ class DeepSeekV3Model:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, V] float32 of hidden states [N, D]. Ids above the tokenizer's last are only padding."""
-        return self._kernels.linear(hidden, self._head).float()
+        return self.kernels.linear(hidden, self._head).float()
 
     @torch.inference_mode()
     def draft_hidden(self, hidden: Tensor, next_token_ids: Tensor, batch: StepBatch, cache: LatentCache) -> Tensor:
@@ -88,7 +88,7 @@ class DeepSeekV3Model:
         `next_token_ids` [T] are the batch's tokens shifted by one. ValueError if the model has no MTP layer.
         """
         if self._mtp is None:
-            raise ValueError("this checkpoint has no MTP layer (num_nextn_predict_layers is 0): nothing can draft")
+            raise ValueError("no MTP layer to draft with: the checkpoint has none, or it was loaded without")
         if not len(hidden):
             return self._serve([self._mtp.layer], hidden)
         embedded = functional.embedding(next_token_ids, self._embedding)
@@ -100,6 +100,11 @@ class DeepSeekV3Model:
         """Logits [T, V] float32 for the token after next, and the states they come from (see `draft_hidden`)."""
         drafted = self.draft_hidden(hidden, next_token_ids, batch, cache)
         return self.logits(drafted), drafted
+
+    def forget_choices(self) -> None:
+        """Count anew how often experts are chosen, so that the next `rebalance` sees nothing of what ran before."""
+        for moe in self._moes(self._all_layers):
+            moe.table.chosen_E.zero_()
 
     @torch.inference_mode()
     def rebalance(self, threshold: float = THRESHOLD) -> Balance:

@@ -123,9 +123,9 @@ def _tensor(file: Path, name: str, entry: dict[str, Any], start: int) -> TensorI
     return TensorInfo(file, dtype, shape, start + begin)
 
 
-def has_mtp(config: ModelConfig, index: Iterable[str]) -> bool:
-    """Whether the MTP layer that the configuration promises is there; conversions often drop it."""
-    return any(name.startswith(f"model.layers.{config.num_layers}.") for name in index)
+def mtp_tensors(config: ModelConfig, index: Iterable[str]) -> list[str]:
+    """Those of the MTP layer, whatever the configuration says of it; conversions often drop them."""
+    return [name for name in index if name.startswith(f"model.layers.{config.num_layers}.")]
 
 
 def check(config: ModelConfig, index: Index) -> list[str]:

@@ -20,7 +20,7 @@ from deepseek_runtime.kernels.interface import Kernels
 from deepseek_runtime.model.config import ConfigError, ModelConfig, load_config
 from deepseek_runtime.model.model import DeepSeekV3Model
 from deepseek_runtime.model.parallelize import Attention, ParallelError, Shard
-from deepseek_runtime.weights.index import CheckpointError, Index, check, has_mtp, read_index
+from deepseek_runtime.weights.index import CheckpointError, Index, check, mtp_tensors, read_index
 from deepseek_runtime.weights.machine import free_memory, hardware_of
 from deepseek_runtime.weights.read import Progress
 from deepseek_runtime.weights.read_parts import Part, Target, plan_parts, read_weights
@@ -57,16 +57,18 @@ def load_model(  # noqa: PLR0913 (what distinguishes one rank's model from anoth
     redundant_experts: int = 0,
     residency: Wanted = "auto",
     batch_invariant: bool = False,
+    mtp: bool = True,
     on_progress: Progress | None = None,
     on_loaded: Callable[[LoadSummary], None] | None = None,
 ) -> DeepSeekV3Model:
     """This rank's part of the model in `path`, computing in `dtype`; `on_progress` gets bytes read and to read.
 
+    Without `mtp` the MTP layer is neither read nor held, nor has it a layer of the cache: nothing can draft.
     Raises CheckpointError, before anything is read, with everything that is wrong with configuration and files.
     """
     free = _least_free(device, group)
     try:
-        config, index = inspect(path)
+        config, index = inspect(path, mtp=mtp)
         shard = Shard.of(config, group.rank, group.world_size, attention=attention, redundant_experts=redundant_experts)
     except (ConfigError, ParallelError) as error:
         raise CheckpointError(str(error)) from error
@@ -78,6 +80,8 @@ def load_model(  # noqa: PLR0913 (what distinguishes one rank's model from anoth
     choice = choose(residency, _situation(parts, config, target, kernels, free))
     if group.rank == 0:
         logger.info("%s", choice.sentence)
+        if not mtp and (unread := mtp_tensors(config, index)):
+            logger.info("the %d tensors of the MTP layer stay unread: nothing is to be drafted", len(unread))
     target = replace(target, keeps_fp8=choice.keeps_fp8)
     started = time.monotonic()
     loaded = read_weights(parts, shard, target, on_progress)
@@ -88,14 +92,15 @@ def load_model(  # noqa: PLR0913 (what distinguishes one rank's model from anoth
     return DeepSeekV3Model(shard, loaded.weights, group, kernels)
 
 
-def inspect(path: Path) -> tuple[ModelConfig, Index]:
+def inspect(path: Path, *, mtp: bool = True) -> tuple[ModelConfig, Index]:
     """Configuration and tensors of a checkpoint that is complete and consistent.
 
-    Where the MTP layer was dropped by whoever converted the checkpoint, the configuration returned has none.
+    Where `mtp` is not wanted, or that layer was dropped by whoever converted the checkpoint, the configuration returned
+    has none; tensors of it that are there anyway are no problem.
     """
     config = load_config(path)
     index = read_index(path)
-    if not has_mtp(config, index):
+    if not (mtp and mtp_tensors(config, index)):
         config = replace(config, num_mtp_layers=0)
     if problems := check(config, index):
         raise CheckpointError.listing(path, problems)

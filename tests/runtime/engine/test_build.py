@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from deepseek_runtime.dist.group import Group
+from deepseek_runtime.engine import build
 from deepseek_runtime.engine.build import Limits, load_rank
 from deepseek_runtime.server.local import open_local
 from deepseek_runtime.settings import Settings, StartupError
@@ -82,6 +83,15 @@ def test_drafting_without_a_layer_for_it_is_refused_before_weights_are_read(plai
         load_rank(replace(plain, speculative_tokens=2), Group(), progress.append)
     assert progress == []
     load_rank(replace(plain, speculative_tokens=0), Group(), progress.append)
+
+
+@pytest.mark.parametrize(("drafts", "layers"), [(0, 3), (1, 4), (None, 4)])
+def test_a_layer_that_never_drafts_has_no_part_of_the_caches_memory(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, drafts: int | None, layers: int
+) -> None:
+    bytes_per_token = layers * (64 + 16) * 4
+    monkeypatch.setattr(build, "CPU_CACHE_BYTES", 640 * bytes_per_token + 1)
+    assert limits(replace(settings, speculative_tokens=drafts)).kv_tokens == 640
 
 
 @pytest.mark.parametrize("caching", [True, False])

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.kernels.fp8 import Fp8Weight, Weight
+from deepseek_runtime.kernels.reference import TorchKernels
 from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
-from deepseek_runtime.model.parallelize import Shard
+from deepseek_runtime.model.parallelize import Attention, Shard
+from deepseek_runtime.sizing import MIN_CACHE_TOKENS
+from deepseek_runtime.weights import load
 from deepseek_runtime.weights.index import ITEM_BYTES, CheckpointError
 from deepseek_runtime.weights.load import LoadSummary, inspect, load_model
 from deepseek_runtime.weights.read_parts import Target, plan_parts, read_weights
-from deepseek_runtime.weights.residency import Wanted
+from deepseek_runtime.weights.residency import MARGIN, Wanted
 from tiny_checkpoint import Tensors, dequantise, dequantise_all, v3_config, write_checkpoint, write_tensors
 
 CPU = torch.device("cpu")
@@ -162,6 +165,70 @@ def test_weights_in_both_forms_give_the_same_logits(checkpoint: tuple[Path, Tens
         cache = LatentCache.create(model.config, 1, 16, CPU, torch.float32)
         logits.append(model.logits(model.forward(StepBatch(ids, torch.arange(12), [12], [0], [[0]]), cache)))
     torch.testing.assert_close(*logits)
+
+
+def test_without_drafts_the_mtp_layer_is_neither_read_nor_held(
+    checkpoint: tuple[Path, Tensors], caplog: pytest.LogCaptureFixture
+) -> None:
+    summaries: list[LoadSummary] = []
+    with caplog.at_level(logging.INFO, "deepseek_runtime.weights"):
+        models = [
+            load_model(
+                checkpoint[0], Group(), device=CPU, dtype=torch.float32, residency="fp8", mtp=mtp,
+                on_loaded=summaries.append,
+            )
+            for mtp in (True, False)
+        ]  # fmt: skip
+    config, index = inspect(checkpoint[0])
+    target, layer = Target(CPU, torch.float32), "model.layers.3."
+    parts = [part for part in plan_parts(Shard.of(config, 0, 1), index) if part.parameter.name.startswith(layer)]
+    whole, without = summaries
+    assert whole.held - without.held == sum(map(target.bytes_held, parts)) > 0
+    stored = sum(math.prod(part.cut.shape) * ITEM_BYTES[part.values.dtype] for part in parts)
+    assert stored < whole.read - without.read < stored * 1.01
+    assert [LatentCache.create(model.config, 1, 16, CPU, torch.float32).num_layers for model in models] == [4, 3]
+    assert f"the {sum(name.startswith(layer) for name in index)} tensors of the MTP layer stay unread" in caplog.text
+    assert caplog.text.count("stay unread") == 1
+
+
+@pytest.mark.parametrize("attention", ["tensor", "data"])
+def test_no_rank_of_a_group_holds_an_mtp_layer_that_nothing_needs(
+    attention: Attention, checkpoint: tuple[Path, Tensors]
+) -> None:
+    for mtp, layers in ((True, {"0", "1", "2", "3"}), (False, {"0", "1", "2"})):
+        config, index = inspect(checkpoint[0], mtp=mtp)
+        shard = Shard.of(config, 1, 2, attention=attention)
+        names = {part.parameter.name for part in plan_parts(shard, index)}
+        assert {name.split(".")[2] for name in names if name.startswith("model.layers.")} == layers
+
+
+def test_a_damaged_mtp_layer_is_refused_only_where_it_is_wanted(
+    tmp_path: Path, checkpoint: tuple[Path, Tensors]
+) -> None:
+    tensors = {name: tensor for name, tensor in checkpoint[1].items() if "layers.3.self_attn.o_proj" not in name}
+    config = {**CONFIG, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    write_tensors(tmp_path, config, tensors)
+    with pytest.raises(CheckpointError, match=r"model\.layers\.3\.self_attn\.o_proj\.weight: missing"):
+        load_model(tmp_path, Group(), device=CPU, dtype=torch.float32)
+    load_model(tmp_path, Group(), device=CPU, dtype=torch.float32, mtp=False)
+
+
+def test_the_mtp_layer_counts_for_the_form_of_weights_only_where_it_is_held(
+    checkpoint: tuple[Path, Tensors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Free memory between what both need to become dense: without the layer they do, with it they stay FP8."""
+    monkeypatch.setattr(load, "choose_kernels", lambda *_, **__: TorchKernels())
+    needed = []
+    for mtp in (True, False):
+        config, index = inspect(checkpoint[0], mtp=mtp)
+        parts = plan_parts(Shard.of(config, 0, 1), index)
+        dense = sum(Target(CPU, torch.float32, keeps_fp8=False).bytes_held(part) for part in parts)
+        needed.append(dense * MARGIN + MIN_CACHE_TOKENS * config.num_cache_layers * config.cache_width * 4)
+    monkeypatch.setattr(load, "free_memory", lambda _: sum(needed) / 2)
+    summaries: list[LoadSummary] = []
+    for mtp in (True, False):
+        load_model(checkpoint[0], Group(), device=CPU, dtype=torch.float32, mtp=mtp, on_loaded=summaries.append)
+    assert [summary.residency.keeps_fp8 for summary in summaries] == [True, False]
 
 
 def test_progress_rises_to_the_bytes_that_were_announced(checkpoint: tuple[Path, Tensors]) -> None:

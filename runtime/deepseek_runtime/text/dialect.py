@@ -102,6 +102,20 @@ class Dialect:
         _, begin, behind = prompt_text.rpartition(self.think_begin)
         return bool(begin) and self.think_end not in behind
 
+    def split(self, text: str) -> tuple[str, str]:
+        """Reasoning and content of an assistant's text that may still have both."""
+        before, end, content = text.rpartition(self.think_end) if self.think_end else ("", "", text)
+        if end:
+            return before.lstrip().removeprefix(self.think_begin).strip("\n"), content.lstrip("\n")
+        if self.think_begin and text.lstrip().startswith(self.think_begin):
+            return text.lstrip().removeprefix(self.think_begin).lstrip("\n"), ""
+        return "", text
+
+    def resume(self, reasoning: str, content: str) -> str:
+        """An assistant's turn from the beginning of its reasoning on; without content it goes on reasoning."""
+        closing = f"\n{self.think_end}\n\n" if self.opening.endswith("\n") else self.think_end
+        return self.opening + reasoning + (closing + content if content else "")
+
 
 PLAIN = Dialect("plain")
 

@@ -1,20 +1,41 @@
-"""The checkpoint's own chat template, in a sandbox, with messages brought into the one shape that templates expect."""
+"""The checkpoint's own chat template, given messages in the one shape that it takes, and encoded piece by piece.
+
+A template that knows tool calls gets them as they are; for any other they are written out in the dialect's wire form.
+Which it is, is found out when it is loaded, by letting it write a conversation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
-from deepseek_runtime.text.dialect import choose_dialect
+from deepseek_runtime.text.dialect import PLAIN, ToolForm, choose_dialect
+from deepseek_runtime.text.messages import GUARD, Call, Guard, Messages, Turn, as_message, read_turns
 from deepseek_runtime.text.sandbox import TemplateRefusal, compile_template, render
 from deepseek_runtime.text.tokenizer import CheckpointError, Tokenizer, read_json
+from deepseek_runtime.text.tools import define, fold, gather_system
 
-__all__ = ["ChatTemplate", "Messages", "TemplateRefusal"]
+__all__ = ["ChatTemplate", "Messages", "Prompt", "TemplateRefusal"]
 
-Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+Shape = Callable[[Turn], dict[str, Any]]
+
+_CUT = "\udc00"
+"""Stands for the content that is to be continued, until the template has shown where it belongs; in no real text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids of a conversation, ready to be continued; `in_reasoning` if what comes first is reasoning."""
+
+    ids: list[int]
+    in_reasoning: bool
 
 
 class ChatTemplate:
@@ -28,51 +49,151 @@ class ChatTemplate:
         except TemplateError as error:
             raise CheckpointError(f"{folder}: the chat template cannot be parsed: {error}") from error
         self.dialect = choose_dialect(source, tokenizer)
+        spelled = tokenizer.special_ids if self.dialect == PLAIN else tokenizer.added_ids
+        self._guard = Guard({*spelled, *self.dialect.markers})
+        self._defines_tools = "probing" in self._try([_USER], tools=[_PROBE_TOOL])
+        self._shape = self._shape_of_calls()
 
     def encode(
-        self, messages: Messages, *, proceed: bool = False, variables: Mapping[str, Any] | None = None
-    ) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's turn.
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        proceed: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """The prompt that a conversation makes.
 
-        With `proceed` the last message is the beginning of that turn, to be continued right behind its last character.
-        `variables` are passed to the template. Raises TemplateRefusal for messages that the template does not take.
+        With `proceed` the last message is the beginning of the assistant's turn, to be continued right behind its last
+        character. `variables` are passed to the template. Raises TemplateRefusal for what it does not take.
         """
-        text = self.render(messages, proceed=proceed, variables=variables)
-        ids = self._tokenizer.encode(text)
+        text = self._render(messages, tools=tools, proceed=proceed, variables=variables)
+        ids = [id_ for piece in text.split(GUARD) for id_ in self._tokenizer.encode(piece)]
         bos = self._tokenizer.bos_id
-        if bos is None:
-            return ids
-        return [bos, *(id_ for id_ in ids if id_ != bos)]
+        if bos is not None:
+            ids = [bos, *(id_ for id_ in ids if id_ != bos)]
+        return Prompt(ids, self.dialect.starts_in_reasoning(text))
 
-    def render(self, messages: Messages, *, proceed: bool = False, variables: Mapping[str, Any] | None = None) -> str:
-        """The conversation as text."""
-        normal = [_normalise(message) for message in messages]
-        values: dict[str, Any] = {
-            "messages": normal,
-            "add_generation_prompt": not proceed,
+    def render(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        proceed: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The conversation as text, in which what a client wrote cannot be told from what the template wrote."""
+        return self._render(messages, tools=tools, proceed=proceed, variables=variables).replace(GUARD, "")
+
+    def _render(
+        self, messages: Messages, *, tools: Tools | None, proceed: bool, variables: Mapping[str, Any] | None
+    ) -> str:
+        """The conversation with GUARD in the client's texts."""
+        try:
+            turns = read_turns(messages, self._guard, self.dialect.split)
+            given, values = self._guard.deep([list(tools or ()), dict(variables or {})])
+        except RecursionError:
+            raise TemplateRefusal("the messages, tools or template variables are nested too deeply") from None
+        if given and self.dialect.tools is None:
+            raise TemplateRefusal("this model's chat template has no known form for tool calls")
+        begun = _begun(turns) if proceed else None
+        if begun:
+            turns[-1] = replace(begun, content=_CUT, reasoning="")
+        text = self._write(self._arrange(turns, given), given, values)
+        return self._resume(text, begun) if begun else text
+
+    def _arrange(self, turns: list[Turn], tools: Tools) -> list[dict[str, Any]]:
+        """Turns as messages for the template: instructions in front, tools in the form that it takes."""
+        form = self.dialect.tools
+        if self.dialect == PLAIN:
+            return [as_message(turn) for turn in turns]
+        if self.dialect.think_end:
+            turns = [replace(turn, reasoning="") for turn in turns]
+        told = define(tools, form) if form and tools and not self._defines_tools else ""
+        turns = gather_system(turns, told)
+        if form and self._shape is None:
+            goes_on = [Turn("", "assistant", _CUT)] if turns and turns[-1].role == "tool" else []
+            turns = fold([*turns, *goes_on], form, self._tokenizer.eos_token or "")
+        return [(self._shape or as_message)(turn) for turn in turns]
+
+    def _write(self, messages: list[dict[str, Any]], tools: Tools, variables: Mapping[str, Any]) -> str:
+        """What the template makes of messages, up to where the last one is to be continued."""
+        begun = bool(messages) and _CUT in (messages[-1]["content"] or "")
+        values = {
+            **variables,
+            "messages": messages,
+            "add_generation_prompt": not begun,
             "bos_token": self._tokenizer.bos_token or "",
             "eos_token": self._tokenizer.eos_token or "",
         }
-        text = render(self._template, {**(variables or {}), **values})
-        return _cut_behind(text, normal[-1]["content"]) if proceed else text
+        text = render(self._template, values | ({"tools": tools} if tools and self._defines_tools else {}))
+        head, cut, _ = text.partition(_CUT)
+        if begun and not cut:
+            raise TemplateRefusal("the model's chat template does not show the last message, which is to be continued")
+        return head
+
+    def _resume(self, head: str, begun: Turn) -> str:
+        """The prompt with the turn that the assistant has begun, its reasoning included if it came with some."""
+        dialect = self.dialect
+        if begun.reasoning and dialect.think_begin:
+            return head.removesuffix(dialect.think_end) + dialect.resume(begun.reasoning, begun.content)
+        if not begun.content:
+            raise TemplateRefusal(f"{begun.place}.content: must have text, to be continued")
+        return head + begun.content
+
+    def _try(self, turns: Sequence[Turn], shape: Shape = as_message, tools: Tools = ()) -> str:
+        """What the template makes of some turns, empty if it refuses them."""
+        values = {"messages": [shape(turn) for turn in turns], "add_generation_prompt": True, "tools": tools or None}
+        marks = {"bos_token": self._tokenizer.bos_token or "", "eos_token": self._tokenizer.eos_token or ""}
+        try:
+            return render(self._template, values | marks)
+        except TemplateRefusal:
+            return ""
+
+    def _shape_of_calls(self) -> Shape | None:
+        """The messages that this template writes tool calls of in the dialect's form; None if it does not do so."""
+        form = self.dialect.tools
+        if form is None:
+            return as_message
+        kinds = product((True, False), (True, False))
+        shapes = (partial(as_message, arguments_as_text=text, empty_is_null=null) for text, null in kinds)
+        return next((shape for shape in shapes if _writes_calls(self._try(_PROBE, shape), form)), None)
 
 
-def _normalise(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message with a string as content: null is empty, parts are joined; `developer` is the new name of `system`."""
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(part["text"] for part in content)
-    role = "system" if message["role"] == "developer" else message["role"]
-    return {**message, "role": role, "content": content or ""}
+_USER = Turn("", "user", "?")
+_TWO = (Call("1", "one", '{"a": 1}'), Call("2", "two", "{}"))
+_THREE = (Call("3", "three", '{"b": [2]}'),)
+_PROBE = (
+    _USER,
+    Turn("", "assistant", calls=_TWO),
+    Turn("", "tool", "first", call_id="1"),
+    Turn("", "tool", "second", call_id="2"),
+    Turn("", "assistant", "said"),
+    _USER,
+    Turn("", "assistant", "telling", calls=_THREE),
+    Turn("", "tool", "third", call_id="3"),
+)
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "probe", "description": "probing", "parameters": {"type": "object", "properties": {}}},
+}
 
 
-def _cut_behind(text: str, content: str) -> str:
-    """The text up to the end of the last message, without the end-of-turn mark that the template put behind it."""
-    wanted = content.strip()
-    position = text.rfind(wanted)
-    if not wanted or position < 0:
-        raise TemplateRefusal("the last message must have text that the chat template shows, to be continued")
-    return text[: position + len(wanted)] + content[len(content.rstrip()) :]
+def _writes_calls(text: str, form: ToolForm) -> bool:
+    """Whether a template wrote the probe's calls and results right: each once, and nothing behind the last result."""
+    parts = ["first", "second"], ["third"]
+    two, three = (form.write_calls([(call.name, call.arguments) for call in calls]) for calls in (_TWO, _THREE))
+    wanted = [two, form.write_results(parts[0]), "said", "telling" + three]
+    return all(text.count(one) == 1 for one in wanted) and text.endswith(form.write_results(parts[1]))
+
+
+def _begun(turns: Sequence[Turn]) -> Turn:
+    """The turn that is to be continued."""
+    if not turns or turns[-1].role != "assistant" or turns[-1].calls:
+        raise TemplateRefusal(
+            "only an assistant's message without tool calls can be continued, and it must be the last"
+        )
+    return turns[-1]
 
 
 def _source(folder: Path) -> str:

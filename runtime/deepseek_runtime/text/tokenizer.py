@@ -49,6 +49,7 @@ class Tokenizer:
         self.bos_id = self._id(self.bos_token, path)
         self.stop_ids = frozenset(self._stop_ids(folder, path))
         self.size = max(self.fast.get_vocab().values()) + 1
+        self._bytes: dict[int, bytes] = {}
         added = self.fast.get_added_tokens_decoder()
         self.added_ids = {token.content: id_ for id_, token in added.items()}
         self.special_ids = {token.content: id_ for id_, token in added.items() if token.special}
@@ -67,9 +68,17 @@ class Tokenizer:
 
     def token_bytes(self, id_: int) -> bytes:
         """The bytes that one token stands for, also where they are only part of a character."""
+        found = self._bytes.get(id_)
+        if found is None:
+            found = self._bytes[id_] = self._read_bytes(id_)
+        return found
+
+    def _read_bytes(self, id_: int) -> bytes:
         piece = self.fast.id_to_token(id_)
         if piece is None:
             return b""
+        if piece in self.added_ids:
+            return str(piece).encode()
         if all(character in _BYTE_OF for character in piece):
             return bytes(_BYTE_OF[character] for character in piece)
         return self.decode([id_]).encode()

@@ -1,15 +1,20 @@
 """Padded decode steps against eager ones. A captured graph is stood in for by running the step again on its buffers."""
 
+import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from deepseek_runtime.dist.group import Group
 from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
-from deepseek_runtime.model.graphs import DecodeGraphs, Shape, shapes, warm_up
+from deepseek_runtime.model.graphs import DecodeGraphs, Shape, shapes, warm_up, why_eager
 from deepseek_runtime.model.model import DeepSeekV3Model
+from deepseek_runtime.weights.load import load_model
 
 BLOCK, BLOCKS = 4, 40
 SCRATCH = BLOCKS - 1
@@ -120,6 +125,23 @@ def test_what_no_graph_holds_runs_as_it_is(v3_model, filled, case: str) -> None:
     assert torch.equal(ours, v3_model.forward(step, filled(prompt) if case != "prompt" else cache))
 
 
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ({}, None),
+        ({"wanted": False}, "--no-graphs"),
+        ({"device": torch.device("cpu")}, "CPU"),
+        ({"triton": False}, "without Triton"),
+        ({"model": False}, "how many tokens travel"),
+        ({"sums": False}, "neither NCCL's nor RCCL's"),
+    ],
+)
+def test_steps_are_captured_only_where_everything_allows_it(missing: dict[str, Any], reason: str | None) -> None:
+    everything = {"wanted": True, "device": torch.device("cuda", 1), "triton": True, "model": True, "sums": True}
+    said = why_eager(**(everything | missing))
+    assert said is None if reason is None else reason in str(said)
+
+
 def test_shapes_double_up_to_the_most_sequences() -> None:
     assert shapes(5) == [Shape(1, 1), Shape(2, 1), Shape(4, 1), Shape(8, 1)]
     assert shapes(1, speculative_tokens=2) == [Shape(1, 1), Shape(1, 3)]
@@ -138,3 +160,21 @@ def test_warming_up_visits_every_doubling_that_the_cache_holds(v3_model, filled,
     seen.clear()
     warm_up(v3_model, cache, most_tokens=10_000)
     assert max(seen) == [128]
+
+
+def test_what_warms_up_does_not_count_as_traffic(v3_folder: Path) -> None:
+    class First(Group):
+        """Rank 0 of two, the other of which has as much memory and adds nothing to what is computed."""
+
+        world_size = 2
+
+        def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+            return tensor + tensor.flip(0) if tensor.shape == (2,) else tensor
+
+    model = load_model(v3_folder, First(), device=torch.device("cpu"), dtype=torch.float32)
+    cache = LatentCache.create(model.config, BLOCKS, BLOCK, torch.device("cpu"), torch.float32)
+    for forget in (False, True):
+        warm_up(model, cache, most_tokens=8)
+        if forget:
+            model.forget_choices()
+        assert (model.rebalance(threshold=math.inf).before > 1) is not forget

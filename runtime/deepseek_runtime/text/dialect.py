@@ -146,7 +146,7 @@ def choose_dialect(template_source: str, tokenizer: Tokenizer) -> Dialect:
 def _tool_form(source: str, *, switched: bool) -> ToolForm | None:
     """The form that a template writes calls in; its release's where it writes none; None for one that is not known."""
     if BARE.separator in source:
-        return FENCED if "```" in source else BARE
+        return FENCED if "```json" in source else BARE
     if "tool_calls" in source:
         return None
     return BARE if switched else FENCED
@@ -180,4 +180,4 @@ def _prompts(template: Template, tokenizer: Tokenizer, variable: str) -> Iterato
 def _opening(prompt: str) -> str:
     """The end of a prompt from an open `<think>` on, empty if there is none."""
     _, begin, behind = prompt.rpartition("<think>")
-    return begin + behind if "</think>" not in behind else ""
+    return begin + behind if begin and "</think>" not in behind else ""

@@ -39,7 +39,10 @@ class Prompt:
 
 
 class ChatTemplate:
-    """Renders a conversation to text and encodes it, with exactly one beginning-of-sequence token in front."""
+    """Renders a conversation to text and encodes it, with exactly one beginning-of-sequence token in front.
+
+    None at all where a template of another family writes none.
+    """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -70,7 +73,7 @@ class ChatTemplate:
         text = self._render(messages, tools=tools, proceed=proceed, variables=variables)
         ids = [id_ for piece in text.split(GUARD) for id_ in self._tokenizer.encode(piece)]
         bos = self._tokenizer.bos_id
-        if bos is not None:
+        if bos is not None and (self.dialect != PLAIN or bos in ids):
             ids = [bos, *(id_ for id_ in ids if id_ != bos)]
         return Prompt(ids, self.dialect.starts_in_reasoning(text))
 

@@ -1,7 +1,11 @@
 """Tests that need a GPU ask for `gpu`; where torch sees none they are skipped with that reason."""
 
+import os
+
 import pytest
 import torch
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as in the images; triton 3.9 warns where nothing is said
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,8 @@ class RefusedError(RuntimeError):
 class EngineStats:
     """A consistent look at the engine. `step_age` is the time in seconds since it last proved progress.
 
-    `prefix_queries` are tokens looked up in the prefix cache, `prefix_hits` those found there.
+    `prefix_queries` are tokens looked up in the prefix cache, `prefix_hits` those found there, `prefix_evictions` known
+    blocks that had to be emptied.
     """
 
     running: int
@@ -97,6 +98,7 @@ class EngineStats:
     preemptions: int
     prefix_queries: int
     prefix_hits: int
+    prefix_evictions: int
     speculation: Speculation
     steps: int
     step_age: float
@@ -205,6 +207,7 @@ class Engine:
             preemptions=scheduler.preemptions,
             prefix_queries=sum(pool.queries for pool in scheduler.pools),
             prefix_hits=sum(pool.hits for pool in scheduler.pools),
+            prefix_evictions=sum(pool.evictions for pool in scheduler.pools),
             speculation=self._runner.speculation.snapshot(),
             steps=self._steps,
             step_age=time.monotonic() - self._progress,

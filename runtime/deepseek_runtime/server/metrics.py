@@ -110,6 +110,9 @@ class _Gauges(Collector):
              stats.prefix_queries),
             ("prefix_cache_hits", "prefix_cache_hits", "Tokens found in the prefix cache", stats.prefix_hits),
         ))  # fmt: skip
+        yield CounterMetricFamily(
+            "dsv3_prefix_cache_evictions", "Known blocks emptied for other tokens", value=stats.prefix_evictions
+        )
         yield _gauge("dsv3_last_step_age_seconds", "Time since the group last proved progress", stats.step_age)
         yield CounterMetricFamily("dsv3_steps", "Steps with work", value=stats.steps)
         yield from self._speculation(stats.speculation)

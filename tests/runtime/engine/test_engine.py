@@ -17,6 +17,8 @@ from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.engine.scheduler import Scheduler
 from deepseek_runtime.engine.sequence import FinishReason
 from deepseek_runtime.engine.step import Operation, Outcome, SequencePlan, StepPlan
+from deepseek_runtime.health import Health
+from deepseek_runtime.server.metrics import Metrics
 from fake_model import EchoExecutor, next_token
 
 
@@ -128,6 +130,18 @@ def test_answers_in_a_crowded_cache_equal_those_given_alone(bench: Bench) -> Non
     assert bench.engine.stats().preemptions > 0
     assert bench.engine.drain(5)
     assert bench.engine.stats().cache_usage == 0
+
+
+def test_forgotten_prefixes_are_counted_and_shown_to_prometheus(bench: Bench) -> None:
+    metrics = Metrics("echo")
+    metrics.watch(bench.engine.stats, Health(rank=0, world_size=1))
+    shown = []
+    # Of 12 blocks a prompt fills 10, and the next finds 2 empty. Repeated, its last block is computed anew.
+    for first, known in ((2, 0), (50, 0), (50, 36)):
+        bench.submit(tuple(range(first, first + 40)), max_tokens=1)[1].tokens()
+        shown.append(metrics.registry.get_sample_value("dsv3_prefix_cache_evictions_total"))
+        assert bench.engine.stats().prefix_hits == known
+    assert shown == [0, 8, 9]
 
 
 @pytest.mark.parametrize("drafts", [1, 2, 3])

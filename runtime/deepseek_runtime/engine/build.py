@@ -78,8 +78,22 @@ def load_rank(settings: Settings, group: Group, report: Callable[[float], None])
         on_progress=on_progress,
     )
     group.barrier("loaded", LOAD_TIMEOUT, on_wait=logger.info)
+    if group.device.type != "cpu":
+        prepare_steps(model, _token_budget(settings, group.device), settings.block_size)
     limits = _limits(settings, model.config, model.dtype, group)
     return make_rank(settings, group, model, limits, gpu_capture() if _captures(settings, group, model) else None)
+
+
+def prepare_steps(model: DeepSeekV3Model, most_tokens: int, block_size: int) -> None:
+    """Compile every kernel, and have torch set aside what the largest step needs, before the cache takes the rest."""
+    cache = LatentCache.create(model.config, -(-most_tokens // block_size), block_size, model.device, model.dtype)
+    try:
+        warm_up(model, cache, most_tokens)
+    except torch.OutOfMemoryError as error:
+        raise StartupError(
+            f"beside the weights no memory is left for a step of {most_tokens} tokens: lower --max-batch-tokens"
+        ) from error
+    model.forget_choices()
 
 
 def make_rank(
@@ -94,9 +108,6 @@ def make_rank(
     )
     cache = LatentCache.create(model.config, blocks + (capture is not None), size, group.device, model.dtype)
     drafts = _default_drafts(model.config) if settings.speculative_tokens is None else settings.speculative_tokens
-    if group.device.type != "cpu":
-        warm_up(model, cache, _token_budget(settings, group.device))
-        model.forget_choices()
     steps = shapes(settings.max_running, drafts)
     forward = _capture_steps(steps, model, cache, limits, capture) if capture else None
     executor = ModelExecutor(model, cache, group, data_parallel=data_parallel, forward=forward)
@@ -141,7 +152,7 @@ def _captures(settings: Settings, group: Group, model: DeepSeekV3Model) -> bool:
     reason = why_eager(
         wanted=settings.graphs,
         device=group.device,
-        triton=on_gpu and _are_tritons(model.kernels),
+        triton=on_gpu and _has_triton(model.kernels),
         model=model.capturable,
         sums=group.world_size == 1 or "cuda:nccl" in dist.get_backend_config(),
     )
@@ -150,7 +161,7 @@ def _captures(settings: Settings, group: Group, model: DeepSeekV3Model) -> bool:
     return reason is None
 
 
-def _are_tritons(kernels: Kernels) -> bool:
+def _has_triton(kernels: Kernels) -> bool:
     try:
         from deepseek_runtime.kernels.triton.kernels import TritonKernels
     except ModuleNotFoundError:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.engine.blocks import BlockManager
-from deepseek_runtime.engine.build import Limits, make_engine, make_rank
+from deepseek_runtime.engine.build import Limits, make_engine, make_rank, prepare_steps
 from deepseek_runtime.engine.executor import ModelExecutor
 from deepseek_runtime.engine.runner import Runner
 from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.engine.scheduler import Scheduler
 from deepseek_runtime.engine.sequence import Sequence
 from deepseek_runtime.engine.step import StepPlan
+from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
 from deepseek_runtime.model.graphs import DecodeGraphs, shapes
 from deepseek_runtime.model.model import DeepSeekV3Model
@@ -148,6 +149,31 @@ def generated(model: DeepSeekV3Model, drafts: int, *, blocks: int, captured: boo
 def test_padding_is_written_to_a_block_that_no_sequence_ever_gets(model: DeepSeekV3Model, drafts: int) -> None:
     tokens = [generated(model, drafts, blocks=30, captured=captured) for captured in (False, True)]
     assert tokens[0] == tokens[1]
+
+
+def test_steps_of_every_size_run_before_there_is_a_cache(
+    model: DeepSeekV3Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, lengths = model.forward, []
+
+    def watched(batch: StepBatch, cache: LatentCache) -> Tensor:
+        lengths.append(len(batch.token_ids))
+        return forward(batch, cache)
+
+    monkeypatch.setattr(model, "forward", watched)
+    prepare_steps(model, 70, block_size=16)
+    assert lengths == [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_a_step_too_large_for_the_memory_is_refused_with_its_size(
+    model: DeepSeekV3Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(batch: StepBatch, cache: LatentCache) -> Tensor:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(StartupError, match="a step of 70 tokens: lower --max-batch-tokens"):
+        prepare_steps(model, 70, block_size=16)
 
 
 def test_a_capture_that_fails_names_the_flag_that_does_without(settings: Settings, model: DeepSeekV3Model) -> None:

@@ -1,6 +1,7 @@
 """Right answers through the LoadBalancer Service, from several pods as from one."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,11 @@ from deployment import Deployment
 from tutor_training.problems import final_answer, held_out_problems
 
 pytestmark = pytest.mark.cluster
+
+LAYOUTS: dict[str, Any] = {
+    "single": {"nodes": 1},
+    "data": {"nodes": 2, "parallelism": {"attention": "data", "redundantExperts": 2}, "speculativeTokens": 2},
+}
 
 
 def test_the_answer_comes_step_by_step_from_two_pods_on_two_nodes(tutor: Deployment) -> None:
@@ -32,13 +38,14 @@ def test_at_least_98_percent_of_200_held_out_problems_are_right(tutor: Deploymen
     assert len(wrong) <= 4, wrong
 
 
-def test_one_pod_writes_the_same_text_as_two(tutor: Deployment) -> None:
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_writes_the_same_text(tutor: Deployment, name: str) -> None:
     questions = [problem.question for problem in held_out_problems(20, seed=11)]
-    single = Deployment(tutor.cluster, tutor.namespace, "single")
-    single.apply(nodes=1)
-    single.wait_ready()
-    texts = [[r.text for r in ask(d.cluster, d.endpoint(), questions)] for d in (tutor, single)]
-    single.delete()
+    other = Deployment(tutor.cluster, tutor.namespace, name)
+    other.apply(**LAYOUTS[name])
+    other.wait_ready()
+    texts = [[r.text for r in ask(d.cluster, d.endpoint(), questions)] for d in (tutor, other)]
+    other.delete()
 
     assert None not in texts[0]
     assert texts[0] == texts[1]

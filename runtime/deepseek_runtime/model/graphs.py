@@ -187,8 +187,8 @@ class DecodeGraphs:
 def warm_up(model: StepModel, cache: LatentCache, most_tokens: int) -> None:
     """Run prompts of 1, 2, 4, … and `most_tokens` tokens, so that no request waits for a kernel to be compiled.
 
-    Kernels have a variant per size of tile, which doublings all visit; the last one takes as much memory as any. The cache is written from its first block on.
-    All ranks of a group call it alike, before they serve.
+    Kernels have a variant per size of tile, which doublings all visit; the last one takes as much memory as any. The
+    cache is written from its first block on. All ranks of a group call it alike, before they serve.
     """
     room = min(most_tokens, cache.num_blocks * cache.block_size)
     for length in sorted({*(2**power for power in range(room.bit_length())), room}):

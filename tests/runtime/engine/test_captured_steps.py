@@ -21,6 +21,7 @@ from deepseek_runtime.model.batch import StepBatch
 from deepseek_runtime.model.cache import LatentCache
 from deepseek_runtime.model.graphs import DecodeGraphs, shapes
 from deepseek_runtime.model.model import DeepSeekV3Model
+from deepseek_runtime.serve import parse
 from deepseek_runtime.server.local import Local
 from deepseek_runtime.settings import Settings, StartupError
 from deepseek_runtime.text.template import ChatTemplate
@@ -151,7 +152,7 @@ def test_padding_is_written_to_a_block_that_no_sequence_ever_gets(model: DeepSee
     assert tokens[0] == tokens[1]
 
 
-def test_steps_of_every_size_run_before_there_is_a_cache(
+def test_steps_of_every_size_run_before_the_cache_is_made(
     model: DeepSeekV3Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward, lengths = model.forward, []
@@ -162,7 +163,7 @@ def test_steps_of_every_size_run_before_there_is_a_cache(
 
     monkeypatch.setattr(model, "forward", watched)
     prepare_steps(model, 70, block_size=16)
-    assert lengths == [1, 2, 4, 8, 16, 32, 64]
+    assert lengths == [1, 2, 4, 8, 16, 32, 64, 70]
 
 
 def test_a_step_too_large_for_the_memory_is_refused_with_its_size(
@@ -174,6 +175,10 @@ def test_a_step_too_large_for_the_memory_is_refused_with_its_size(
     monkeypatch.setattr(model, "forward", full)
     with pytest.raises(StartupError, match="a step of 70 tokens: lower --max-batch-tokens"):
         prepare_steps(model, 70, block_size=16)
+
+
+def test_a_flag_switches_graphs_off() -> None:
+    assert [parse(["--model", "tutor", *flag]).graphs for flag in ([], ["--no-graphs"])] == [True, False]
 
 
 def test_a_capture_that_fails_names_the_flag_that_does_without(settings: Settings, model: DeepSeekV3Model) -> None:

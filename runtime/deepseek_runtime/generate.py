@@ -28,7 +28,6 @@ from deepseek_runtime.weights.hub import DownloadError
 if TYPE_CHECKING:
     from deepseek_runtime.dist.group import Group
     from deepseek_runtime.engine.process import End, Ending, Role
-    from deepseek_runtime.offline.session import Session
 
 MODULE = "deepseek_runtime.generate"
 
@@ -50,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:  # before the ranks, or this one, obey signals themselves
+        return INTERRUPTED
 
 
 def _with_model(arguments: list[str], folder: Path) -> list[str]:
@@ -83,7 +84,6 @@ class _Rank:
         self._topology = topology
         self._health = Health(rank=topology.rank, world_size=topology.world_size)
         self._display = Display(topology, console)
-        self._session: Session | None = None
 
     def run(self) -> int:
         """Load, answer or follow, and leave; the exit code."""
@@ -92,9 +92,10 @@ class _Rank:
 
         level = logging.INFO if self._order.verbose else logging.CRITICAL + 1
         logging.basicConfig(level=level, format=f"rank {self._topology.rank}: %(message)s")
-        ending = RankProcess(self._health, lambda: join_group(self._settings.device), self._prepare).run()
+        process = RankProcess(self._health, lambda: join_group(self._settings.device), self._prepare)
+        ending = process.run()
         self._display.close()
-        return self._code(ending)
+        return self._code(ending, interrupted=process.interrupted)
 
     def _prepare(self, group: Group, end: End) -> Role:
         from deepseek_runtime.engine.build import load_rank, make_engine
@@ -116,16 +117,14 @@ class _Rank:
 
         engine = make_engine(self._settings, loaded, group.device, on_failure)
         local = Local(engine=engine, tokenizer=tokenizer, template=template, max_model_len=loaded.limits.max_model_len)
-        self._session = Session(self._health, end, engine, work_of(self._order, local))
         group.expect_progress(self._settings.stall_timeout)
-        return self._session
+        return Session(self._health, end, engine, work_of(self._order, local))
 
-    def _code(self, ending: Ending) -> int:
+    def _code(self, ending: Ending, *, interrupted: bool) -> int:
         rank = self._topology.rank
         if ending.code and (rank == 0 or ending.code == 1):
             where = f"rank {rank}: " if rank else ""
             sys.stderr.write(f"error: {where}{ending.message}\n")
-        interrupted = self._session is None or self._session.interrupted
         return INTERRUPTED if rank == 0 and not ending.code and interrupted else ending.code
 
 

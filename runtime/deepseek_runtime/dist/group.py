@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
 from deepseek_runtime.dist.barrier import StoreBarrier
-from deepseek_runtime.dist.liveness import Liveness, OnLost
+from deepseek_runtime.dist.liveness import Liveness, OnLeft, OnLost
 from deepseek_runtime.dist.progress import Progress
 from deepseek_runtime.dist.topology import Topology
 
@@ -70,14 +70,20 @@ class Group:
     def report_progress(self, done: int, total: int) -> None:
         """Let the ranks that wait at a barrier know how far this one has come, in any unit."""
 
-    def watch(self, on_lost: OnLost) -> None:
-        """From now on have `on_lost(rank, reason)` called, once and on a thread of its own, when a rank dies."""
+    def watch(self, on_lost: OnLost, on_left: OnLeft = lambda: None) -> None:
+        """From now on have `on_lost(rank, reason)` called, once and on a thread of its own, when a rank dies.
+
+        `on_left()` is called there, but on rank 0, when rank 0 leaves in peace.
+        """
 
     def expect_progress(self, within: float) -> None:
         """On a watched rank 0: from now on take the rank that lets the others wait for so many seconds for lost."""
 
+    def leave(self) -> None:
+        """Say goodbye: the others do not take the end of this rank for a death. Nothing can be exchanged any more."""
+
     def close(self) -> None:
-        """Leave the group in peace: the others do not take it for a death. No collective may be pending."""
+        """Leave the group and free what it holds. No collective may be pending."""
 
 
 class ProcessGroup(Group):
@@ -152,17 +158,20 @@ class ProcessGroup(Group):
     def report_progress(self, done: int, total: int) -> None:
         self._barrier.report_progress(done, total)
 
-    def watch(self, on_lost: OnLost) -> None:
-        self._liveness = Liveness(self._topology, self._store, on_lost, progress=self._progress)
+    def watch(self, on_lost: OnLost, on_left: OnLeft = lambda: None) -> None:
+        self._liveness = Liveness(self._topology, self._store, on_lost, progress=self._progress, on_left=on_left)
         self._liveness.start()
 
     def expect_progress(self, within: float) -> None:
         if self._liveness:
             self._liveness.expect_progress(within)
 
-    def close(self) -> None:
+    def leave(self) -> None:
         if self._liveness:
             self._liveness.close()
+
+    def close(self) -> None:
+        self.leave()
         dist.destroy_process_group()
 
     def _pending(self, work: dist.Work | None, tensor: Tensor) -> Callable[[], Tensor]:

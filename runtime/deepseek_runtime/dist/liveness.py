@@ -22,6 +22,7 @@ from deepseek_runtime.dist.progress import Progress, StallWatch
 from deepseek_runtime.dist.topology import Topology
 
 OnLost = Callable[[int, str], None]
+OnLeft = Callable[[], None]
 ADDRESS_KEY = "liveness"
 PARTING_SECONDS = 1.0
 
@@ -53,6 +54,7 @@ class Liveness:
     """The watch of one rank over the others.
 
     `on_lost(rank, reason)` is called on the watch's thread for the first death; the watch then ends, as the group does.
+    `on_left()` is called there when rank 0 says goodbye to this one.
     """
 
     def __init__(
@@ -62,10 +64,12 @@ class Liveness:
         on_lost: OnLost,
         limits: Limits | None = None,
         progress: Progress | None = None,
+        on_left: OnLeft = lambda: None,
     ) -> None:
         self._topology = topology
         self._store = store
         self._on_lost = on_lost
+        self._on_left = on_left
         self._limits = limits or Limits()
         self._progress = progress or Progress()
         self._stall_watch: StallWatch | None = None
@@ -94,11 +98,11 @@ class Liveness:
             self._stall_watch = StallWatch(self._topology.world_size, within, time.monotonic())
 
     def close(self) -> None:
-        """Say goodbye, so that the others do not take the end of this connection for a death."""
+        """Say goodbye, so that the others do not take the end of this connection for a death; from any thread."""
         self._closing.set()
         with contextlib.suppress(OSError):  # The watch may have ended already.
             self._waker.send(b"!")
-        if threading.current_thread() is not self._thread:
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(self._limits.silence)
 
     def _listen(self) -> None:
@@ -118,11 +122,13 @@ class Liveness:
             raise ConnectionError(f"rank 0's control connection at {host}:{port} cannot be opened: {error}") from error
         line = self._peers[0] = Line(connection)
         self._selector.register(line.socket, selectors.EVENT_READ, line)
-        line.send("hello", token, str(self._topology.rank))
+        self._token = token
 
     def _run(self) -> None:
         started = next_beat = time.monotonic()
         lost: _LostError | None = None
+        if self._topology.rank and not self._closing.is_set():  # Whoever is closing already is nobody to miss.
+            self._tell("hello", self._token, str(self._topology.rank))
         try:
             while not self._closing.is_set():
                 self._receive(self._limits.interval / 4)
@@ -176,6 +182,8 @@ class Liveness:
                 self._stall_watch.observe(rank, int(count), line.heard_at)
             case ["bye"] if rank is not None:
                 self._drop(line)
+                if rank == 0:
+                    self._on_left()
             case ["lost", number, reason] if rank == 0:
                 raise _LostError(int(number), reason)
 

@@ -1,7 +1,8 @@
 """One rank from its start to its end: the main thread waits for signals and deaths, another joins, loads and runs.
 
 So a signal is obeyed and a lost rank noticed also while a collective or a step hangs; the process then leaves without
-asking that thread.
+asking that thread. Signals reach ranks one after the other or one alone: the group's end is rank 0's to decide, and the
+others wait for its word, the plan that stops them or, before there are plans, its goodbye.
 """
 
 from __future__ import annotations
@@ -28,18 +29,21 @@ logger = logging.getLogger(__name__)
 ANNOUNCEMENT_SECONDS = 10.0
 """Within this time after its own SIGTERM, a follower hears from rank 0 that the group drains, or takes it as a loss."""
 
-
 LOSS_SECONDS = 3.0
 """Within this time after a computation failed, the watch over the ranks names the one that died, if that was why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a rank's life ends: the exit code, and why if it is not 0. `failed` is a computation that went wrong."""
+    """How a rank's life ends: the exit code, and why if it is not 0.
+
+    `failed` is a computation that went wrong; after a `sudden` end in peace a collective may still be pending.
+    """
 
     code: int
     message: str = ""
     failed: bool = False
+    sudden: bool = False
 
 
 End = Callable[[Ending], None]
@@ -57,8 +61,7 @@ class Role(ABC):
     def run(self) -> None:
         """Work; returns when the group was stopped in good order, or leaves the work to another thread."""
 
-    @abstractmethod
-    def drain(self) -> None:
+    def drain(self) -> None:  # noqa: B027 (only the leader has accepted something)
         """Finish what was accepted, then end with code 0."""
 
     def give_up(self, message: str) -> None:  # noqa: B027 (only the leader has clients to tell)
@@ -109,7 +112,6 @@ class Follower(Role):
         super().__init__(health, end)
         self._runner = runner
         self._heartbeat = Heartbeat()
-        self._announced = threading.Event()
 
     def run(self) -> None:
         """Follow until rank 0 says stop."""
@@ -119,15 +121,9 @@ class Follower(Role):
         self._runner.follow(self._on_message)
         self._end(Ending(0))
 
-    def drain(self) -> None:
-        """Wait for rank 0, which got the same signal, to drain the group; without its word this is a loss."""
-        if not self._announced.wait(ANNOUNCEMENT_SECONDS):
-            self._end(Ending(1, "terminated, while rank 0 does not shut down"))
-
     def _on_message(self, operation: Operation) -> None:
         self._heartbeat.beat()
         if operation in (Operation.DRAIN, Operation.STOP):
-            self._announced.set()
             self._health.enter(Phase.DRAINING)
         elif self._health.phase is Phase.WARMING_UP:
             self._health.enter(Phase.READY)
@@ -148,17 +144,23 @@ class RankProcess:
         self._events: queue.SimpleQueue[Ending | None] = queue.SimpleQueue()
         self._role: Role | None = None
         self._group: Group | None = None
-        self._loss: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._watched = False
+        self._news: queue.SimpleQueue[Ending] = queue.SimpleQueue()
+        self._signals = 0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal came before the end."""
+        return self._signals > 0
 
     def run(self) -> Ending:
         """Live until the end. A first SIGTERM or SIGINT drains, a second one ends at once."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._events.put(None))
         threading.Thread(target=self._work, name="rank", daemon=True).start()
-        signals = 0
         while (ending := self._events.get()) is None:
-            signals += 1
-            self._on_signal(signals)
+            self._signals += 1
+            self._on_signal()
         return self._finish(self._explained(ending))
 
     def _explained(self, ending: Ending) -> Ending:
@@ -166,17 +168,23 @@ class RankProcess:
         if not ending.failed or self._group is None or self._group.world_size == 1:
             return ending
         try:
-            return Ending(ending.code, self._loss.get(timeout=LOSS_SECONDS))
+            return self._news.get(timeout=LOSS_SECONDS)
         except queue.Empty:
             return ending
 
-    def _on_signal(self, count: int) -> None:
-        if count > 1:
+    def _on_signal(self) -> None:
+        if self._signals > 1:
             self._events.put(Ending(1, "told twice to terminate: leaving at once"))
+        elif self._health.rank > 0 and self._watched:
+            _start_timer(ANNOUNCEMENT_SECONDS, self._on_no_word)
         elif self._role is None or self._health.phase is not Phase.READY:
-            self._events.put(Ending(0))  # nothing was accepted yet
+            self._events.put(Ending(0, sudden=True))  # nothing was accepted yet
         else:
             threading.Thread(target=self._role.drain, name="drain", daemon=True).start()
+
+    def _on_no_word(self) -> None:
+        if self._health.phase is not Phase.DRAINING:
+            self._events.put(Ending(1, "terminated, while rank 0 does not shut down"))
 
     def _finish(self, ending: Ending) -> Ending:
         if ending.code:
@@ -184,7 +192,9 @@ class RankProcess:
             self._health.enter(Phase.BROKEN, ending.message)
             if self._role:
                 self._role.give_up(ending.message)
-        elif self._group and self._role:
+        elif self._group and ending.sudden:
+            self._group.leave()
+        elif self._group:
             self._group.close()
         return ending
 
@@ -192,7 +202,8 @@ class RankProcess:
         try:
             self._health.enter(Phase.JOINING)
             self._group = self._join()
-            self._group.watch(self._on_lost)
+            self._group.watch(self._on_lost, self._on_left)
+            self._watched = True
             self._health.enter(Phase.LOADING)
             self._role = self._prepare(self._group, self._events.put)
         except (StartupError, TopologyError, ValueError, OSError) as error:
@@ -213,9 +224,20 @@ class RankProcess:
         self._events.put(Ending(1, f"{type(error).__name__}: {error}", failed=True))
 
     def _on_lost(self, rank: int, reason: str) -> None:
-        message = f"rank {rank} is lost: {reason}"
-        self._loss.put(message)
-        self._events.put(Ending(1, message))
+        self._hear(Ending(1, f"rank {rank} is lost: {reason}"))
+
+    def _on_left(self) -> None:
+        self._hear(Ending(0, sudden=True))
+
+    def _hear(self, news: Ending) -> None:
+        self._news.put(news)
+        self._events.put(news)
+
+
+def _start_timer(seconds: float, action: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, action)
+    timer.daemon = True
+    timer.start()
 
 
 def _first_request(engine: Engine) -> None:

@@ -25,7 +25,6 @@ class Session(Role):
         super().__init__(health, end)
         self._engine = engine
         self._work = work
-        self.interrupted = False
 
     def run(self) -> None:
         self._engine.start()
@@ -43,7 +42,6 @@ class Session(Role):
 
     def drain(self) -> None:
         """Let the other ranks go, whatever was still to be said."""
-        self.interrupted = True
         self._stop(Ending(0))
 
     def give_up(self, message: str) -> None:

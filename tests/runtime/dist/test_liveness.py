@@ -124,9 +124,10 @@ def test_the_goodbye_of_a_worker_is_not_taken_for_a_death(start: Start) -> None:
     assert first.hear().startswith("lost 2 "), "the others are still watched"
 
 
-def test_the_goodbye_of_rank_0_is_not_taken_for_a_death(start: Start) -> None:
+def test_the_goodbye_of_rank_0_is_told_and_not_taken_for_a_death(start: Start) -> None:
     first, second = start(0, 1, size=2, silence=2)
     first.tell("bye")
+    assert second.hear() == "rank 0 left"
     assert first.hear() == "left"
     second.tell("wait 3")
     assert second.hear() == "quiet"

@@ -1,8 +1,8 @@
 """One rank that only watches: `python watch_program.py RANK WORLD_SIZE FOLDER SILENCE ARRIVAL`.
 
-It prints "watching", then "lost RANK REASON" when told of a death. Lines on its input: "bye" leaves, "wait S" prints
-"quiet" unless a death is reported within S seconds, "enter" enters an exchange, "expect S" expects progress within S.
-The store is a folder, so that torch is not needed.
+It prints "watching", then "lost RANK REASON" when told of a death and "rank 0 left" when rank 0 says goodbye. Lines on
+its input: "bye" leaves, "wait S" prints "quiet" unless a death is reported within S seconds, "enter" enters an
+exchange, "expect S" expects progress within S. The store is a folder, so that torch is not needed.
 """
 
 import sys
@@ -47,7 +47,7 @@ def main() -> None:
     topology = Topology(int(rank), int(size), int(rank), int(size))
     limits = Limits(interval=float(silence) / 5, silence=float(silence), arrival=float(arrival))
     progress = Progress()
-    liveness = Liveness(topology, FolderStore(Path(folder)), on_lost, limits, progress)
+    liveness = Liveness(topology, FolderStore(Path(folder)), on_lost, limits, progress, lambda: say("rank 0 left"))
     liveness.start()
     say("watching")
     for line in sys.stdin:

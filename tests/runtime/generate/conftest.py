@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from serving import free_port
+
 ALONE = [sys.executable, "-m", "deepseek_runtime.generate"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 HELP_LINE = "/clear forgets what was said, /exit or Ctrl-D ends\n"
@@ -32,15 +34,34 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @contextmanager
-def started(command: list[str], **more: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that is left alone; killed at the end if it still runs."""
+def started(command: list[str], process_group: int = 0, **more: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that is left alone, in a process group of its own or another's; killed at the end if it still runs."""
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, env=environment(**more), stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-    with process:
+    with subprocess.Popen(
+        command,
+        env=environment(**more),
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        process_group=process_group,
+    ) as process:
         try:
             yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def two_ranks(*arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two ranks that talk, in the process group of the first, as a shell would start them."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [*ALONE, "--interactive", *arguments]
+    with (
+        started(command, RANK="0", LOCAL_RANK="0", **shared) as first,
+        started(command, first.pid, RANK="1", LOCAL_RANK="1", **shared) as second,
+    ):
+        yield [first, second]
 
 
 @pytest.fixture

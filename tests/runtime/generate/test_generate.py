@@ -1,18 +1,17 @@
 """`dsv3 generate` alone and under torchrun: what it answers, what it refuses, and how it ends."""
 
 import json
+import os
 import re
 import signal
-import socket
 import subprocess
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from deepseek_runtime.settings import checkpoint_folder
 
-from .conftest import ALONE, HELP_LINE, SUMS, TORCHRUN, generate, run, started
+from .conftest import ALONE, HELP_LINE, SUMS, TORCHRUN, generate, run, started, two_ranks
 
 RESULTS = ("Answer: 42", "Answer: 43", "Answer: 579")
 
@@ -117,21 +116,39 @@ def test_ctrl_c_ends_it_without_a_traceback(processes: str) -> None:
     assert "error" not in errors
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_ranks_that_are_interrupted_one_after_the_other_leave_together(first: int) -> None:
+    with two_ranks() as ranks:
+        wait_until_it_listens(ranks[0])
+        ranks[first].send_signal(signal.SIGINT)
+        if first == 1:
+            with pytest.raises(subprocess.TimeoutExpired):
+                ranks[1].wait(2)
+        ranks[1 - first].send_signal(signal.SIGINT)
+        assert_interrupted(ranks)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_ctrl_c_of_a_terminal_reaches_every_rank_at_once_and_is_no_error(loaded: bool) -> None:
+    with two_ranks("--verbose") as ranks:
+        if loaded:
+            wait_until_it_listens(ranks[0])
+        else:
+            wait_until_it_has_read_its_weights(ranks[1])
+        os.killpg(ranks[0].pid, signal.SIGINT)
+        assert_interrupted(ranks)
+
+
+def test_a_rank_that_is_interrupted_alone_ends_and_is_named() -> None:
+    with two_ranks() as ranks:
+        wait_until_it_listens(ranks[0])
+        ranks[1].send_signal(signal.SIGINT)
+        assert "error: rank 1: terminated, while rank 0 does not shut down" in errors_at_the_end(ranks[1])
+        assert "error: rank 1 is lost: its connection ended" in errors_at_the_end(ranks[0])
+
+
 def test_a_lost_rank_ends_the_others_with_its_number() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
-    with ExitStack() as stack:
-        ranks = [
-            stack.enter_context(
-                started(
-                    [*ALONE, "--interactive"],
-                    **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-                    MASTER_ADDR="127.0.0.1",
-                    MASTER_PORT=port,
-                )
-            )
-            for rank in range(2)
-        ]
+    with two_ranks() as ranks:
         wait_until_it_listens(ranks[0])
         ranks[1].kill()
         errors = errors_at_the_end(ranks[0])
@@ -153,6 +170,18 @@ def test_a_reader_that_leaves_early_is_no_error(questions: Path) -> None:
 def wait_until_it_listens(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == HELP_LINE
+
+
+def wait_until_it_has_read_its_weights(process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    assert any(": read " in line for line in process.stderr)
+
+
+def assert_interrupted(ranks: list[subprocess.Popen[str]]) -> None:
+    """Rank 0 says that it was interrupted, the others follow it in good order, and none has a complaint."""
+    errors = [errors_at_the_end(rank) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [130, *[0] * (len(ranks) - 1)], errors
+    assert not any("error" in text or "Traceback" in text for text in errors), errors
 
 
 def errors_at_the_end(process: subprocess.Popen[str]) -> str:

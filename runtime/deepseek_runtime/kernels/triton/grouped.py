@@ -46,7 +46,10 @@ def swiglu(x_TD: Tensor, weights: SwiGLU, hardware: Hardware, *, batch_invariant
 
 
 def gate_and_up(x_TD: Tensor, gate: Weight, up: Weight, tiles: Tiles, shape: TileShape, hardware: Hardware) -> Tensor:
-    """silu(gate x) · up x [A, F] of every sorted assignment, in x's type. Gate and up must have one layout."""
+    """silu(gate x) · up x [A, F] of every sorted assignment, in x's type. Gate and up must have one layout.
+
+    Rows of assignments without an expert, the last ones, are not written.
+    """
     assignments, width = len(tiles.order_A), gate.shape[-2]
     out = torch.empty(assignments, width, dtype=x_TD.dtype, device=x_TD.device)
     x = Operand.of(x_TD, gate, hardware.fp8)
@@ -71,9 +74,9 @@ def gate_and_up(x_TD: Tensor, gate: Weight, up: Weight, tiles: Tiles, shape: Til
 
 
 def _down(gated_AF: Tensor, down: Weight, tiles: Tiles, shape: TileShape, hardware: Hardware) -> Tensor:
-    """down · h [A, D] of every assignment, back in the order of tokens; rows without an expert are not written."""
+    """down · h [A, D] of every assignment, back in the order of tokens; those without an expert are not written."""
     out = torch.empty(len(gated_AF), down.shape[-2], dtype=gated_AF.dtype, device=gated_AF.device)
-    h = Operand.of(gated_AF, down, hardware.fp8)
+    h = Operand.of(gated_AF, down, hardware.fp8, tiles.used)
     _down_kernel[(len(tiles), cdiv(down.shape[-2], shape.columns))](
         h.values,
         h.scale,

@@ -23,14 +23,16 @@ SHARE = 32
 class Tiles:
     """Tile i is rows `first[i]` to `first[i] + count[i]` of the sorted assignments, all of expert `expert[i]`.
 
-    `order_A` is the assignment (token · K + choice) in each sorted place; assignments without an expert come last.
-    Tiles without rows have count 0 and expert 0. `rows` is the most that a tile holds.
+    `order_A` is the assignment (token · K + choice) in each sorted place; assignments without an expert come last,
+    `used` [1] is how many have one, None for all. Tiles without rows have count 0 and expert 0. `rows` is the most that
+    a tile holds.
     """
 
     order_A: Tensor
     expert: Tensor
     first: Tensor
     count: Tensor
+    used: Tensor | None
     rows: int
 
     def __len__(self) -> int:
@@ -48,6 +50,7 @@ def group_by_sorting(slots_A: Tensor, experts: int, rows: int) -> Tiles:
     key_A = torch.where(slots_A < 0, experts, slots_A)
     counts_E = torch.zeros(experts + 1, dtype=torch.int64, device=slots_A.device)
     counts_E = counts_E.scatter_add_(0, key_A, torch.ones_like(key_A))[:experts]
+    rows_E = counts_E.cumsum(0)
     tiles_E = (counts_E + rows - 1) // rows
     ends_E = tiles_E.cumsum(0)
     tile = torch.arange(most_tiles(slots_A.numel(), experts, rows), device=slots_A.device)
@@ -56,8 +59,9 @@ def group_by_sorting(slots_A: Tensor, experts: int, rows: int) -> Tiles:
     return Tiles(
         order_A=key_A.argsort(stable=True).int(),
         expert=expert.int(),
-        first=((counts_E.cumsum(0) - counts_E)[expert] + within).int(),
+        first=((rows_E - counts_E)[expert] + within).int(),
         count=(counts_E[expert] - within).clamp_(0, rows).int(),
+        used=rows_E[-1:],
         rows=rows,
     )
 
@@ -66,11 +70,12 @@ def _group_few(slots_A: Tensor, experts: int, rows: int) -> Tiles:
     assignments, tiles = len(slots_A), most_tiles(len(slots_A), experts, rows)
     order_A = torch.empty(assignments, dtype=torch.int32, device=slots_A.device)
     plan_3T = torch.empty(3, tiles, dtype=torch.int32, device=slots_A.device)
+    used = torch.empty(1, dtype=torch.int32, device=slots_A.device)
     _group[(cdiv(max(assignments, tiles), SHARE),)](
-        slots_A, order_A, plan_3T, assignments, tiles, EXPERTS=experts, ROWS=rows, SHARE=SHARE,
+        slots_A, order_A, plan_3T, used, assignments, tiles, EXPERTS=experts, ROWS=rows, SHARE=SHARE,
         BLOCK_E=next_power(experts),
     )  # fmt: skip
-    return Tiles(order_A, plan_3T[0], plan_3T[1], plan_3T[2], rows)
+    return Tiles(order_A, plan_3T[0], plan_3T[1], plan_3T[2], used, rows)
 
 
 def one_group(tokens: int, rows: int, device: torch.device) -> Tiles:
@@ -81,6 +86,7 @@ def one_group(tokens: int, rows: int, device: torch.device) -> Tiles:
         expert=torch.zeros_like(first),
         first=first,
         count=(tokens - first).clamp_(max=rows),
+        used=None,
         rows=rows,
     )
 
@@ -102,6 +108,7 @@ def _group(  # noqa: PLR0913, PLR0917
     slots: tl.tensor,
     order: tl.tensor,
     plan: tl.tensor,
+    used: tl.tensor,
     assignments: int,
     tiles: int,
     EXPERTS: tl.constexpr,
@@ -137,3 +144,4 @@ def _group(  # noqa: PLR0913, PLR0917
     tl.store(plan + own, tl.sum(tl.where(mine, expert[None, :], 0), axis=1), mask=inside)
     tl.store(plan + tiles + own, tl.sum(tl.where(mine, (last_row - count)[None, :] + within, 0), axis=1), mask=inside)
     tl.store(plan + 2 * tiles + own, tl.sum(tl.where(mine, left, 0), axis=1), mask=inside)
+    tl.store(used, tl.sum(count, axis=0), mask=tl.program_id(0) == 0)

@@ -25,8 +25,11 @@ class Quantised:
     scale: Tensor
 
 
-def quantise(x_TK: Tensor, group: int, offset: int, form: Fp8Format) -> Quantised:
-    """Round each token's groups to `form`; the first group has `offset` channels fewer than `group`."""
+def quantise(x_TK: Tensor, group: int, offset: int, form: Fp8Format, used: Tensor | None = None) -> Quantised:
+    """Round each token's groups to `form`; the first group has `offset` channels fewer than `group`.
+
+    Only the first `used` [1] tokens are read and written where that is given, a number that the host need not know.
+    """
     tokens, channels = x_TK.shape
     groups = cdiv(offset + channels, group)
     values = torch.empty_like(x_TK, dtype=form.dtype, memory_format=torch.contiguous_format)
@@ -35,6 +38,7 @@ def quantise(x_TK: Tensor, group: int, offset: int, form: Fp8Format) -> Quantise
         x_TK,
         values,
         scale,
+        used,
         tokens,
         x_TK.stride(0),
         K=channels,
@@ -67,6 +71,7 @@ def _quantise(
     x: tl.tensor,
     values: tl.tensor,
     scale: tl.tensor,
+    used: tl.tensor | None,
     tokens: int,
     stride: int,
     K: tl.constexpr,
@@ -79,6 +84,8 @@ def _quantise(
     FNUZ: tl.constexpr,
     ROUND: tl.constexpr,
 ) -> None:
+    if used is not None:
+        tokens = tl.load(used)
     group = tl.program_id(1)
     row = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     column = group * GROUP - OFFSET + tl.arange(0, GROUP)

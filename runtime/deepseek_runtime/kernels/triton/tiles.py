@@ -31,12 +31,15 @@ class Operand:
     scale: Tensor
 
     @classmethod
-    def of(cls, x_TK: Tensor, weight: Weight, fp8: Fp8Format | None) -> Operand:
-        """x as it is multiplied with `weight`: in FP8 where weight and hardware are, otherwise as it is."""
+    def of(cls, x_TK: Tensor, weight: Weight, fp8: Fp8Format | None, used: Tensor | None = None) -> Operand:
+        """x as it is multiplied with `weight`: in FP8 where weight and hardware are, otherwise as it is.
+
+        Rows from `used` [1] on, where that is given, hold nothing and are not looked at.
+        """
         x_TK = x_TK.contiguous()
         if fp8 is None or not isinstance(weight, Fp8Weight) or weight.values.dtype is not fp8.dtype:
             return cls(x_TK, x_TK)
-        quantised = quantise(x_TK, weight.block[1], weight.offset[1], fp8)
+        quantised = quantise(x_TK, weight.block[1], weight.offset[1], fp8, used)
         return cls(quantised.values.view(torch.uint8), quantised.scale)
 
 

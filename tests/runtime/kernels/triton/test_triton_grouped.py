@@ -31,6 +31,8 @@ def check_tiles(tiles: Tiles, flat: list[int], rows: int) -> None:
         seen += members
     assert seen == sorted((place for place, slot in enumerate(flat) if slot >= 0), key=lambda place: flat[place])
     assert len(tiles) == most_tiles(len(flat), 7, rows)
+    assert tiles.used is not None
+    assert tiles.used.tolist() == [len(seen)]
 
 
 @settings(deadline=None, max_examples=60)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Set
+from collections.abc import Callable, Set
+
+from tokenizers.decoders import DecodeStream
 
 from deepseek_runtime.text.tokenizer import Tokenizer
 
@@ -15,10 +17,22 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, *, keep: Set[str] = frozenset()) -> None:
-        self._tokenizer = tokenizer
-        self._dropped = {id_ for text, id_ in tokenizer.special_ids.items() if text not in keep}
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._hidden = tokenizer.hidden_ids
+        self._kept = {tokenizer.special_ids[text] for text in keep if text in tokenizer.special_ids}
+        self._step = _by_bytes(tokenizer) if tokenizer.byte_level else _by_library(tokenizer)
 
     def push(self, token: int) -> str:
         """The text that this token completes, often empty in the middle of a character."""
-        return "" if token in self._dropped else self._decoder.decode(self._tokenizer.token_bytes(token))
+        return "" if token in self._hidden and token not in self._kept else self._step(token)
+
+
+def _by_bytes(tokenizer: Tokenizer) -> Callable[[int], str]:
+    """Every token stands for some bytes, whatever is around it. Bytes that can be no character become U+FFFD."""
+    decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+    return lambda token: decode(tokenizer.token_bytes(token))
+
+
+def _by_library(tokenizer: Tokenizer) -> Callable[[int], str]:
+    """A token's text depends on those before it, as with tokens that stand for words with their space."""
+    stream = DecodeStream(skip_special_tokens=False)
+    return lambda token: stream.step(tokenizer.fast, token) or ""

@@ -7,11 +7,11 @@ matter: every state acts on all that is held, and keeps what could still turn ou
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from deepseek_runtime.text.dialect import Dialect
-from deepseek_runtime.text.stops import first, undecided
+from deepseek_runtime.text.stops import Finder
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,10 @@ class OutputParser:
     def __init__(self, dialect: Dialect, *, in_reasoning: bool, tools: bool) -> None:
         self._think_begin, self._think_end = dialect.think_begin, dialect.think_end
         self._form = dialect.tools if tools else None
-        self._markers = tuple(sorted(self._form.markers)) if self._form else ()
+        markers = self._form.markers if self._form else frozenset()
+        self._markers = Finder(markers)
+        self._name_end = Finder({"\n", *markers})
+        self._thought_end = Finder({self._think_end} - {""})
         self._in_reasoning = in_reasoning
         self._state: _State = self._start if dialect.think_begin else self._content
         self._held = ""
@@ -119,7 +122,7 @@ class OutputParser:
         return self._skip("\n", self._reasoning)
 
     def _reasoning(self, last: bool) -> bool:
-        text, end = self._split((self._think_end,), last, _without_line_breaks)
+        text, end = self._split(self._thought_end, last, _without_line_breaks)
         self._show(Reasoning, text)
         return bool(end) and self._go(self._answered)
 
@@ -136,7 +139,7 @@ class OutputParser:
 
     def _head(self, last: bool) -> bool:
         """Up to the separator: a bare call's name, or a fenced one's type, which says nothing."""
-        found = first(self._held, self._markers)
+        found = self._markers.first(self._held)
         if found is None:
             return False
         text, marker = self._split(self._markers, last)
@@ -150,7 +153,7 @@ class OutputParser:
 
     def _name(self, last: bool) -> bool:
         """A fenced call's name: the rest of the line."""
-        found = first(self._held, ("\n", *self._markers))
+        found = self._name_end.first(self._held)
         if found is None:
             return False
         self._begin_call(self._held[: found[0]])
@@ -198,16 +201,20 @@ class OutputParser:
         if text:
             self._parts.append(kind(text))
 
-    def _split(self, markers: Sequence[str], last: bool, trim: Callable[[str], str] = _as_it_is) -> tuple[str, str]:
+    def _split(self, markers: Finder, last: bool, trim: Callable[[str], str] = _as_it_is) -> tuple[str, str]:
         """Take the text up to the first marker and the marker, or else the text that surely belongs to none.
 
         `trim` takes off what may belong to the marker that follows.
         """
         held = self._held
-        if found := first(held, markers):
+        if found := markers.first(held):
             position, marker = found
             self._held = held[position + len(marker) :]
             return trim(held[:position]), marker
-        text = held if last else trim(held[: len(held) - undecided(held, markers)])
+        tail = markers.undecided(held)
+        if last:  # one character is likely text, more are the marker that the answer had no room for
+            self._held = ""
+            return held[: len(held) - tail] if tail > 1 else held, ""
+        text = trim(held[: len(held) - tail])
         self._held = held[len(text) :]
         return text, ""

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+
+NEVER = r"(?!)"
 
 
-def first(text: str, wanted: Sequence[str]) -> tuple[int, str] | None:
-    """Where the first of some strings begins, and which it is; of two at one place the longer."""
-    found = [(position, -len(one), one) for one in wanted if (position := text.find(one)) >= 0]
-    return (min(found)[0], min(found)[2]) if found else None
+class Finder:
+    """Looks for some strings in text that comes in pieces. Text without their first letters costs next to nothing."""
 
+    def __init__(self, wanted: Collection[str]) -> None:
+        self._wanted = tuple(wanted)
+        self._longest = max(map(len, wanted), default=0)
+        by_length = sorted(wanted, key=len, reverse=True)
+        self._whole = re.compile("|".join(map(re.escape, by_length)) or NEVER)
+        self._initial = re.compile("|".join(sorted({re.escape(one[0]) for one in wanted})) or NEVER)
 
-def undecided(text: str, wanted: Sequence[str]) -> int:
-    """Length of the longest end of `text` that may yet become one of some strings, 0 if there is none."""
-    longest = max(map(len, wanted), default=1) - 1
-    ends = range(min(longest, len(text)), 0, -1)
-    return next((n for n in ends if any(one.startswith(text[-n:]) for one in wanted)), 0)
+    def first(self, text: str) -> tuple[int, str] | None:
+        """Where the first of the strings begins, and which it is; of two at one place the longer."""
+        found = self._whole.search(text)
+        return (found.start(), found.group()) if found else None
+
+    def undecided(self, text: str) -> int:
+        """Length of the longest end of `text` that may yet become one of the strings, 0 if there is none."""
+        start = max(len(text) - self._longest + 1, 0)
+        for initial in self._initial.finditer(text, start):
+            tail = text[initial.start() :]
+            if any(one.startswith(tail) for one in self._wanted):
+                return len(tail)
+        return 0
 
 
 class StopMatcher:
@@ -24,7 +39,7 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         if not all(stops):
             raise ValueError("a stop string must not be empty")
-        self._stops = tuple(stops)
+        self._finder = Finder(stops)
         self._include = include
         self._held = ""
         self.matched: str | None = None
@@ -34,11 +49,11 @@ class StopMatcher:
         if self.matched is not None:
             return ""
         text = self._held + text
-        if found := first(text, self._stops):
+        if found := self._finder.first(text):
             position, self.matched = found
             self._held = ""
             return text[: position + len(self.matched)] if self._include else text[:position]
-        keep = undecided(text, self._stops)
+        keep = self._finder.undecided(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 

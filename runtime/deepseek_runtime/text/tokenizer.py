@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders
 
 
 class CheckpointError(ValueError):
@@ -32,7 +33,7 @@ class Tokenizer:
 
     `size` is one more than the highest id with a meaning: the model's vocabulary may be padded beyond it.
     `added_ids` are the tokens that are recognised by their spelling in any text, `special_ids` those among them that
-    are not shown.
+    are not shown. `byte_level` says that every token stands for bytes of its own, as in all of DeepSeek's tokenizers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,6 +54,8 @@ class Tokenizer:
         added = self.fast.get_added_tokens_decoder()
         self.added_ids = {token.content: id_ for id_, token in added.items()}
         self.special_ids = {token.content: id_ for id_, token in added.items() if token.special}
+        self.hidden_ids = frozenset(self.special_ids.values())
+        self.byte_level = isinstance(self.fast.decoder, decoders.ByteLevel)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text in which special tokens are written out; none is added."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -16,16 +18,25 @@ from starlette.routing import Route
 from deepseek_runtime.health import Verdict
 from deepseek_runtime.server import errors, metrics
 from deepseek_runtime.server.auth import ApiKeys
-from deepseek_runtime.server.choices import Shape, answer
-from deepseek_runtime.server.generation import Job
-from deepseek_runtime.server.requests import chat_job, completion_job, encode_messages, encode_text, read_body
+from deepseek_runtime.server.choices import Answer
+from deepseek_runtime.server.generation import Generation, Job
+from deepseek_runtime.server.requests import (
+    TIMEOUT_HEADER,
+    chat_job,
+    completion_job,
+    echoes,
+    encode_messages,
+    encode_text,
+    read_body,
+    with_timeout,
+)
 from deepseek_runtime.server.responses import json_response, until_gone
 from deepseek_runtime.server.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
-from deepseek_runtime.server.service import ServerState, Service
-from deepseek_runtime.server.shapes import ChatShape, CompletionShape
+from deepseek_runtime.server.service import ServerState, Service, model_details
+from deepseek_runtime.server.shapes import Calling, ChatShape, CompletionShape, Shape
 from deepseek_runtime.settings import package_version
 
-JobMaker = Callable[[], Awaitable[Job]]
+AnyBody = TypeVar("AnyBody", bound=GenerationBody)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -66,16 +77,16 @@ class Routes:
         self._state = state
 
     async def chat(self, request: Request) -> Response:
-        service = self._state.open()
-        body = await read_body(request, ChatBody)
-        shape = ChatShape(service.tokenizer, logprobs=body.wanted_logprobs is not None)
-        return await self._answer(request, service, body, shape, lambda: chat_job(service, body))
+        service, body = await self._read(request, ChatBody)
+        calling = Calling(named=body.tool_choice.mode == "named", legacy=body.legacy)
+        shape = ChatShape(service.tokenizer, logprobs=body.wanted_logprobs is not None, calling=calling)
+        return await self._answer(request, service, body, shape, chat_job(service, body))
 
     async def completions(self, request: Request) -> Response:
-        service = self._state.open()
-        body = await read_body(request, CompletionBody)
-        shape = CompletionShape(service.tokenizer, logprobs=body.wanted_logprobs is not None)
-        return await self._answer(request, service, body, shape, lambda: completion_job(service, body))
+        service, body = await self._read(request, CompletionBody)
+        logprobs = body.wanted_logprobs is not None
+        shape = CompletionShape(service.tokenizer, logprobs=logprobs, echoes=echoes(service, body))
+        return await self._answer(request, service, body, shape, completion_job(service, body))
 
     async def models(self, _: Request) -> Response:
         self._state.open()
@@ -90,10 +101,7 @@ class Routes:
     async def tokenize(self, request: Request) -> Response:
         service = self._state.open()
         body = await read_body(request, TokenizeBody)
-        if body.messages:
-            ids = await encode_messages(service, body.messages)
-        else:
-            ids = encode_text(service, body.prompt or "", add_special_tokens=body.add_special_tokens)
+        ids = await run_in_threadpool(_tokenize, service, body)
         return json_response({"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids})
 
     async def detokenize(self, request: Request) -> Response:
@@ -113,25 +121,34 @@ class Routes:
     async def metrics(self, _: Request) -> Response:
         return Response(self._state.metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    async def _answer(
-        self,
-        request: Request,
-        service: Service,
-        body: GenerationBody,
-        shape: Shape,
-        make_job: Callable[[], Awaitable[Job]],
-    ) -> Response:
+    async def _read(self, request: Request, schema: type[AnyBody]) -> tuple[Service, AnyBody]:
+        """The service, if it takes requests now, and the body, if it is right and for a model that is served."""
+        service = self._state.open()
+        body = await read_body(request, schema)
         self._state.check_model(body.model)
+        self._state.note_unknown(body.unknown_fields)
+        return service, body
 
+    async def _answer(
+        self, request: Request, service: Service, body: GenerationBody, shape: Shape, coming: Coroutine[Any, Any, Job]
+    ) -> Response:
         async def work() -> Response:
-            return await answer(self._state, service, body, await make_job(), shape)
+            job = with_timeout(await coming, request.headers.get(TIMEOUT_HEADER))
+            generation = Generation(self._state, service, job)
+            return await Answer(shape, body, generation, f"{shape.prefix}-{uuid.uuid4().hex}").respond()
 
         return await until_gone(request, work())
 
     def _card(self, name: str) -> dict[str, Any]:
-        limit = self._state.service.max_model_len if self._state.service else None
-        created = self._state.created
-        return {"id": name, "object": "model", "created": created, "owned_by": "dsv3", "max_model_len": limit}
+        card = {"id": name, "object": "model", "created": self._state.created, "owned_by": "dsv3"}
+        return card | model_details(self._state.open())
+
+
+def _tokenize(service: Service, body: TokenizeBody) -> list[int]:
+    if not body.messages:
+        return encode_text(service, body.prompt or "", add_special_tokens=body.add_special_tokens)
+    variables = body.chat_template_kwargs
+    return list(encode_messages(service, body.messages, tools=body.tools, variables=variables).ids)
 
 
 def _probe(verdict: Verdict) -> Response:

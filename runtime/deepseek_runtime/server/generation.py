@@ -1,26 +1,51 @@
-"""From token events to pieces of text: one `Generation` is one HTTP request with all its choices."""
+"""From token events to pieces of an answer: one `Generation` is one request with all its choices."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from deepseek_runtime.engine.engine import Broken, Event, RefusedError, Request, Token
-from deepseek_runtime.engine.sampling import Sampled, SamplingParams
+from deepseek_runtime.engine.sampling import Sampled, SamplingParams, TokenMask
 from deepseek_runtime.engine.sequence import FinishReason
+from deepseek_runtime.server.courier import Inbox
 from deepseek_runtime.server.errors import ApiError, unavailable
 from deepseek_runtime.server.metrics import Metrics
 from deepseek_runtime.server.service import ServerState, Service
 from deepseek_runtime.text.detokenizer import Detokenizer
+from deepseek_runtime.text.parser import Content, Part, Reasoning
 from deepseek_runtime.text.stops import StopMatcher
 from deepseek_runtime.text.tokenizer import Tokenizer
 
 
+class Parser(Protocol):
+    """Tells reasoning, content and tool calls apart, in text that comes bit by bit."""
+
+    def push(self, text: str) -> list[Part]: ...
+
+    def finish(self) -> list[Part]: ...
+
+
+class Verbatim:
+    """The parser for text that is nothing but content."""
+
+    def push(self, text: str) -> list[Part]:
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[Part]:
+        return []
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Prompts, each continued `n` times: choice number = prompt number · n + repetition."""
+    """Prompts, each continued `n` times: choice number = prompt number · n + repetition.
+
+    Every choice has a parser and a mask of its own; those of one request never see what another generated. `timeout` is
+    in seconds from `arrived`, where the request wants less than the server allows.
+    """
 
     prompts: tuple[tuple[int, ...], ...]
     params: SamplingParams
@@ -28,34 +53,91 @@ class Job:
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     priority: int = 0
+    timeout: float | None = None
+    markers: frozenset[str] = frozenset()
+    make_parser: Callable[[], Parser] = Verbatim
+    make_mask: Callable[[], TokenMask] | None = None
+    in_reasoning: bool = False
     arrived: float = field(default_factory=time.monotonic)
+
+    def request(self, choice: int, sink: Callable[[Event], None]) -> Request:
+        """What the engine is to do for one choice. Repetitions differ in their seeds only."""
+        mask = self.make_mask() if self.make_mask else None
+        params = replace(self.params, seed=self.params.seed + choice % self.n, mask=mask)
+        return Request(self.prompts[choice // self.n], params, sink, self.priority)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """New text of one choice, with the tokens behind it. With a finish reason it is the choice's last."""
+    """What is new of one choice, with the tokens behind it. With a finish reason it is the choice's last.
+
+    `stopped` says that a stop string was what ended it.
+    """
 
     choice: int
-    text: str
+    parts: tuple[Part, ...]
     tokens: tuple[Sampled, ...]
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | None = None
+    stopped: bool = False
+
+    @property
+    def text(self) -> str:
+        """The new content, without reasoning and tool calls."""
+        return "".join(part.text for part in self.parts if isinstance(part, Content))
+
+
+def join(pieces: Iterable[Piece]) -> list[Piece]:
+    """Pieces of the same choice made one, in the order in which the choices first occur."""
+    groups: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        groups.setdefault(piece.choice, []).append(piece)
+    return [group[0] if len(group) == 1 else _joined(group) for group in groups.values()]
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    parts = tuple(part for piece in pieces for part in piece.parts)
+    tokens = tuple(token for piece in pieces for token in piece.tokens)
+    return Piece(pieces[0].choice, parts, tokens, pieces[-1].finish_reason, pieces[-1].stopped)
 
 
 class Choice:
-    """Text of one sequence so far: whole characters, up to a stop string."""
+    """One sequence so far: whole characters, up to a stop string, told apart by the job's parser."""
 
     def __init__(self, index: int, tokenizer: Tokenizer, job: Job) -> None:
         self.index = index
         self.tokens = 0
+        self.reasoning_tokens = 0
         self.cached = 0
         self.finished = False
+        self._reasoning = job.in_reasoning
         self._ends = job.params.stop_token_ids
-        self._text = Detokenizer(tokenizer)
+        self._text = Detokenizer(tokenizer, keep=job.markers)
         self._stops = StopMatcher(job.stops, include=job.include_stop)
+        self._parser = job.make_parser()
         self._pending: list[Sampled] = []
 
-    def push(self, token: Token) -> Piece | None:
-        """Take a token; a piece if that makes text visible or ends the choice."""
+    def take(self, tokens: Iterable[Token]) -> Piece | None:
+        """Take the next tokens; a piece if they make something visible or end the choice."""
+        parts: list[Part] = []
+        text, reason = "", None
+        for token in tokens:
+            more, reason = self._take_text(token)
+            text += more
+            if self._reasoning:
+                parts += self._parse_reasoning(text)
+                text = ""
+            if reason is not None:
+                break
+        parts += self._parser.push(text) if text else []
+        parts += self._parser.finish() if reason is not None else []
+        if not parts and reason is None:
+            return None
+        self.finished = reason is not None
+        seen, self._pending = tuple(self._pending), []
+        return Piece(self.index, tuple(parts), seen, reason, self._stops.matched is not None)
+
+    def _take_text(self, token: Token) -> tuple[str, FinishReason | None]:
+        """The text that a token completes, and whether the answer ends with it."""
         self.tokens += 1
         self.cached = token.cached
         self._pending.append(token.sampled)
@@ -63,14 +145,15 @@ class Choice:
         ended = reason is FinishReason.STOP and token.sampled.token in self._ends
         text = "" if ended else self._stops.push(self._text.push(token.sampled.token))
         if self._stops.matched is not None:
-            reason = FinishReason.STOP
-        elif reason is not None:
-            text += self._stops.flush()
-        if not text and reason is None:
-            return None
-        self.finished = reason is not None
-        tokens, self._pending = tuple(self._pending), []
-        return Piece(self.index, text, tokens, reason)
+            return text, FinishReason.STOP
+        return (text, None) if reason is None else (text + self._stops.flush(), reason)
+
+    def _parse_reasoning(self, text: str) -> list[Part]:
+        """The parts of one token, which counts as reasoning until something else has come, the end mark included."""
+        parts = self._parser.push(text)
+        self._reasoning = all(isinstance(part, Reasoning) for part in parts)
+        self.reasoning_tokens += self._reasoning
+        return parts
 
 
 class Generation:
@@ -81,19 +164,26 @@ class Generation:
 
     def __init__(self, state: ServerState, service: Service, job: Job) -> None:
         self.prompt_tokens = sum(map(len, job.prompts))
+        self.count = len(job.prompts) * job.n
         self._state = state
         self._job = job
         self._engine = service.engine
-        self._deadline = job.arrived + state.request_timeout
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._choices = [Choice(i, service.tokenizer, job) for i in range(len(job.prompts) * job.n)]
+        self._failure: ApiError | None = None
+        self._choices = [Choice(i, service.tokenizer, job) for i in range(self.count)]
+        self._inbox = Inbox(state.courier, limit=state.unread_limit * self.count, overrun=self._overrun)
+        self._open = self.count
         self._ids = self._submit()
-        self._timer = _Timer(state.metrics, job.arrived, len(self._choices))
+        self._recorder = Recorder(state.metrics, job.arrived, self.count)
+        self._clock = self._start_clock()
         state.metrics.prompt_tokens.add(self.prompt_tokens)
 
     @property
     def completion_tokens(self) -> int:
         return sum(choice.tokens for choice in self._choices)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return sum(choice.reasoning_tokens for choice in self._choices)
 
     @property
     def cached_tokens(self) -> int:
@@ -103,65 +193,88 @@ class Generation:
     async def pieces(self) -> AsyncGenerator[Piece | None, None]:
         """Pieces of all choices as they come; None when nothing came for a while, so that a stream can show life.
 
-        Raises ApiError when the group breaks or the request's time is over.
+        Whatever waits for a choice comes as one piece. Raises ApiError when the group breaks or the time is over.
         """
-        while not all(choice.finished for choice in self._choices):
-            event = await self._next_event()
-            if event is None:
+        while self._open:
+            events = await self._take()
+            if not events:
                 yield None
-            elif piece := self._take(*event):
+            for piece in self._pieces_of(events):
                 yield piece
 
     def close(self, reason: str = "client_disconnect") -> None:
         """Cancel what is not finished, and count it under `reason`."""
+        self._clock.cancel()
         unfinished = [choice for choice in self._choices if not choice.finished]
-        self._engine.cancel([self._ids[choice.index] for choice in unfinished])
+        if unfinished:
+            self._engine.cancel([self._ids[choice.index] for choice in unfinished])
         for choice in unfinished:
             choice.finished = True
-            self._timer.finish(reason)
+            self._recorder.finish(reason)
 
     def _submit(self) -> list[int]:
-        sinks = [_sink(self._events, asyncio.get_running_loop(), choice.index) for choice in self._choices]
         job = self._job
-        requests = [
-            Request(job.prompts[i // job.n], replace(job.params, seed=job.params.seed + i % job.n), sink, job.priority)
-            for i, sink in enumerate(sinks)
-        ]
         try:
-            return self._engine.submit(requests)
+            return self._engine.submit([job.request(c.index, self._inbox.sink(c.index)) for c in self._choices])
         except RefusedError as error:
             self._state.metrics.rejected.labels(error.code).inc()
             raise unavailable(error.code, str(error)) from error
+        except ValueError as error:
+            raise ApiError(400, str(error), code="context_length_exceeded") from error
 
-    async def _next_event(self) -> tuple[int, Event] | None:
-        left = self._deadline - time.monotonic()
+    async def _take(self) -> list[tuple[int, Event]]:
+        """Events that came, none after a quiet while."""
+        quiet = self._inbox.loop.call_later(self._state.keep_alive, self._inbox.wake) if self._inbox.empty else None
         try:
-            async with asyncio.timeout(min(left, self._state.keep_alive)):
-                return await self._events.get()
-        except TimeoutError:
-            if time.monotonic() < self._deadline:
-                return None
-            self.close("timeout")
-            seconds = self._state.request_timeout
-            raise ApiError(504, f"no complete answer within {seconds:g} s", code="timeout") from None
+            events = await self._inbox.take()
+        finally:
+            if quiet:
+                quiet.cancel()
+        if self._failure:
+            raise self._failure
+        return events
 
-    def _take(self, index: int, event: Event) -> Piece | None:
-        choice = self._choices[index]
-        if choice.finished:
-            return None
-        if isinstance(event, Broken):
-            self.close("group_broken")
-            raise unavailable("group_broken", f"this server lost its group, try again later: {event.message}")
-        self._timer.token(index)
-        piece = choice.push(event)
+    def _pieces_of(self, events: list[tuple[int, Event]]) -> Iterator[Piece]:
+        """One piece at most for each choice, whatever came for it."""
+        tokens: dict[int, list[Token]] = {}
+        for index, event in events:
+            if isinstance(event, Broken):
+                self.close("group_broken")
+                raise unavailable("group_broken", f"this server lost its group, try again later: {event.message}")
+            tokens.setdefault(index, []).append(event)
+        for index, group in tokens.items():
+            if not self._choices[index].finished and (piece := self._advance(self._choices[index], group)):
+                yield piece
+
+    def _advance(self, choice: Choice, tokens: list[Token]) -> Piece | None:
+        before = choice.tokens
+        piece = choice.take(tokens)
+        self._recorder.tokens(choice.index, choice.tokens - before)
         if piece and piece.finish_reason is not None:
-            self._timer.finish(piece.finish_reason)
-            if event.finish_reason is None:  # ended by a stop string, of which the engine knows nothing
-                self._engine.cancel([self._ids[index]])
+            self._open -= 1
+            self._recorder.finish(piece.finish_reason)
+            if tokens[-1].finish_reason is None:  # ended by a stop string, of which the engine knows nothing
+                self._engine.cancel([self._ids[choice.index]])
         return piece
 
+    def _start_clock(self) -> asyncio.TimerHandle:
+        limit = min(self._job.timeout or self._state.request_timeout, self._state.request_timeout)
+        left = self._job.arrived + limit - time.monotonic()
+        error = ApiError(504, f"no complete answer within {limit:g} s", code="timeout")
+        return self._inbox.loop.call_later(left, self._fail, error, "timeout")
 
-class _Timer:
+    def _overrun(self) -> None:
+        message = f"the client left more than {self._state.unread_limit} tokens of an answer unread"
+        self._fail(ApiError(408, message, code="slow_client"), "slow_client")
+
+    def _fail(self, error: ApiError, reason: str) -> None:
+        """Give up, at once and whether or not somebody reads; whoever does is told."""
+        self._failure = error
+        self.close(reason)
+        self._inbox.wake()
+
+
+class Recorder:
     """Latencies of one request's choices, for the histograms."""
 
     def __init__(self, metrics: Metrics, arrived: float, choices: int) -> None:
@@ -169,27 +282,17 @@ class _Timer:
         self._arrived = arrived
         self._last: list[float | None] = [None] * choices
 
-    def token(self, choice: int) -> None:
+    def tokens(self, choice: int, count: int) -> None:
+        """New tokens of a choice have come together; what counts is when a client can see them."""
         now, last = time.monotonic(), self._last[choice]
         if last is None:
             self._metrics.first_token.add(now - self._arrived)
         else:
             self._metrics.next_token.add(now - last)
         self._last[choice] = now
-        self._metrics.generated_tokens.add(1)
+        self._metrics.generated_tokens.add(count)
 
     def finish(self, reason: str) -> None:
+        """A choice has ended."""
         self._metrics.finished.add(1, reason)
         self._metrics.latency.add(time.monotonic() - self._arrived)
-
-
-def _sink(
-    events: asyncio.Queue[tuple[int, Event]], loop: asyncio.AbstractEventLoop, index: int
-) -> Callable[[Event], None]:
-    """Carries events of the engine's thread over to the event loop."""
-
-    def deliver(event: Event) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(events.put_nowait, (index, event))
-
-    return deliver

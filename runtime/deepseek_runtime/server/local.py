@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deepseek_runtime.engine.engine import Broken, Engine, Event, Request
+from deepseek_runtime.engine.engine import Broken, Engine, Event
 from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.server.generation import Choice, Job, Piece
 from deepseek_runtime.settings import Settings
@@ -56,7 +56,7 @@ class Local:
         self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int | None = None, temperature: float = 0.0
     ) -> Job:
         """What `run` takes for a conversation; ValueError for one that is too long."""
-        prompt = tuple(self.template.encode(messages))
+        prompt = tuple(self.template.encode(messages).ids)
         room = self.max_model_len - len(prompt)
         if room <= 0:
             raise ValueError(f"the conversation has {len(prompt)} tokens, the model takes up to {self.max_model_len}")
@@ -72,17 +72,17 @@ class Local:
         """Answer all jobs, of one prompt each, together: pieces as they come, `choice` is the job's number."""
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         choices = [Choice(number, self.tokenizer, job) for number, job in enumerate(jobs)]
-        ids = self.engine.submit([_request(number, job, events) for number, job in enumerate(jobs)])
+        ids = self.engine.submit([job.request(0, _sink(number, events)) for number, job in enumerate(jobs)])
         try:
             while not all(choice.finished for choice in choices):
                 number, event = events.get()
                 if isinstance(event, Broken):
                     raise BrokenGroupError(event.message)
-                if piece := choices[number].push(event):
+                if piece := choices[number].take([event]):
                     yield piece
         finally:
             self.engine.cancel(ids)
 
 
-def _request(number: int, job: Job, events: queue.SimpleQueue[tuple[int, Event]]) -> Request:
-    return Request(job.prompts[0], job.params, lambda event: events.put((number, event)))
+def _sink(number: int, events: queue.SimpleQueue[tuple[int, Event]]) -> Callable[[Event], None]:
+    return lambda event: events.put((number, event))

@@ -1,10 +1,12 @@
-"""From a body to a job: reading, checking against the model's limits, encoding."""
+"""From a body to a job: reading, checking against the model's limits, encoding, compiling what is to be enforced."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -13,12 +15,16 @@ from starlette.requests import Request
 
 from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.server.errors import ApiError, from_validation
+from deepseek_runtime.server.fields import Message, ResponseFormat, ToolField
 from deepseek_runtime.server.generation import Job
-from deepseek_runtime.server.schemas import ChatBody, CompletionBody, GenerationBody, Message
+from deepseek_runtime.server.schemas import ChatBody, CompletionBody, GenerationBody
 from deepseek_runtime.server.service import Service
-from deepseek_runtime.text.template import TemplateRefusal
+from deepseek_runtime.text.grammar import Grammar, GrammarError, Tool
+from deepseek_runtime.text.parser import OutputParser
+from deepseek_runtime.text.template import Prompt, TemplateRefusal
 
 BODY_LIMIT = 32 * 2**20
+TIMEOUT_HEADER = "X-Request-Timeout"
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -43,24 +49,41 @@ async def read_body(request: Request, schema: type[Parsed]) -> Parsed:
 
 
 async def chat_job(service: Service, body: ChatBody) -> Job:
-    """The conversation as the model's chat template writes it."""
-    ids = await encode_messages(service, body.messages, body)
-    return _job(service, (tuple(ids),), body, "messages")
+    """The conversation as the model's chat template writes it, and what its dialect makes of the answer."""
+    return await run_in_threadpool(_chat_job, service, body)
 
 
 async def completion_job(service: Service, body: CompletionBody) -> Job:
     """Token ids as they are; texts with the beginning-of-sequence token in front, unless they bring it themselves."""
-    prompts = await run_in_threadpool(lambda: tuple(_encode_prompt(service, p, body) for p in body.prompt))
-    return _job(service, prompts, body, "prompt")
+    return await run_in_threadpool(_completion_job, service, body)
 
 
-async def encode_messages(service: Service, messages: list[Message], body: ChatBody | None = None) -> list[int]:
-    """Token ids of messages; ApiError 400 with the template's own words if it does not take them."""
-    plain = [message.model_dump(exclude_none=True) for message in messages]
-    proceed = body.proceed if body else False
-    variables = body.chat_template_kwargs if body else None
+def with_timeout(job: Job, seconds: str | None) -> Job:
+    """The job with the time that a header allows, if there is one and it is less than the body's."""
+    if seconds is None:
+        return job
     try:
-        return await run_in_threadpool(lambda: service.template.encode(plain, proceed=proceed, variables=variables))
+        allowed = float(seconds)
+    except ValueError:
+        allowed = 0.0
+    if not allowed > 0:
+        raise ApiError(400, f"the header {TIMEOUT_HEADER} must be a number of seconds, not {seconds!r}")
+    return replace(job, timeout=min(allowed, job.timeout or allowed))
+
+
+def encode_messages(
+    service: Service,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[ToolField] = (),
+    proceed: bool = False,
+    variables: Mapping[str, Any] | None = None,
+) -> Prompt:
+    """The prompt that messages make; ApiError 400 with the template's own words if it does not take them."""
+    plain = [message.model_dump(exclude_none=True) for message in messages]
+    given = [tool.model_dump(exclude_none=True) for tool in tools] or None
+    try:
+        return service.template.encode(plain, tools=given, proceed=proceed, variables=variables)
     except TemplateRefusal as error:
         raise ApiError(400, str(error), param="messages") from error
 
@@ -71,6 +94,78 @@ def encode_text(service: Service, text: str, *, add_special_tokens: bool) -> lis
     bos = service.tokenizer.bos_id
     needed = add_special_tokens and bos is not None and ids[:1] != [bos]
     return [bos, *ids] if needed and bos is not None else ids
+
+
+def echoes(service: Service, body: CompletionBody) -> list[str]:
+    """The prompt's text of every choice, where the answer is to begin with it."""
+    if not body.echo:
+        return []
+    texts = [prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt) for prompt in body.prompt]
+    return [text for text in texts for _ in range(body.n)]
+
+
+def _chat_job(service: Service, body: ChatBody) -> Job:
+    dialect = service.template.dialect
+    if body.may_call and dialect.tools is None:
+        raise ApiError(400, "this model's chat template has no known form for tool calls", param="tools")
+    prompt = encode_messages(
+        service,
+        body.messages,
+        tools=body.tools if body.may_call else (),
+        proceed=body.proceed,
+        variables=_variables(dialect.variable, body),
+    )
+    job = _job(service, (tuple(prompt.ids),), body, "messages")
+    grammar = _call_grammar(service, body, in_reasoning=prompt.in_reasoning)
+    grammar = grammar or _format_grammar(service, body.response_format, in_reasoning=prompt.in_reasoning)
+    return replace(
+        job,
+        markers=dialect.markers,
+        in_reasoning=prompt.in_reasoning,
+        make_parser=partial(OutputParser, dialect, in_reasoning=prompt.in_reasoning, tools=body.may_call),
+        make_mask=grammar.mask if grammar else None,
+    )
+
+
+def _completion_job(service: Service, body: CompletionBody) -> Job:
+    prompts = tuple(_encode_prompt(service, prompt, body) for prompt in body.prompt)
+    grammar = _format_grammar(service, body.response_format, in_reasoning=False)
+    return replace(_job(service, prompts, body, "prompt"), make_mask=grammar.mask if grammar else None)
+
+
+def _variables(switch: str | None, body: ChatBody) -> dict[str, Any]:
+    """The client's variables for the template; what it said about reasoning goes to the one that switches it."""
+    wanted = body.wants_thinking
+    return body.chat_template_kwargs | ({switch: wanted} if switch and wanted is not None else {})
+
+
+def _call_grammar(service: Service, body: ChatBody, *, in_reasoning: bool) -> Grammar | None:
+    if not body.may_call:
+        return None
+    choice = body.tool_choice
+    functions = [tool.function for tool in body.tools if not choice.names or tool.function.name in choice.names]
+    tools = [Tool(function.name, function.parameters, function.strict) for function in functions]
+    mode = choice.names[0] if choice.mode == "named" else choice.mode
+    try:
+        return service.grammars.tool_calls(
+            tools, choice=mode, parallel=body.parallel_tool_calls, in_reasoning=in_reasoning
+        )
+    except GrammarError as error:
+        raise ApiError(400, f"tools: {error}", param="tools") from error
+
+
+def _format_grammar(service: Service, wanted: ResponseFormat | None, *, in_reasoning: bool) -> Grammar | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    schema = wanted.json_schema
+    try:
+        if schema:
+            return service.grammars.json_schema(schema.definition, strict=schema.strict, in_reasoning=in_reasoning)
+        if wanted.definition:
+            return service.grammars.json_schema(wanted.definition, strict=False, in_reasoning=in_reasoning)
+        return service.grammars.json_object(in_reasoning=in_reasoning)
+    except GrammarError as error:
+        raise ApiError(400, f"response_format: {error}", param="response_format") from error
 
 
 def _encode_prompt(service: Service, prompt: str | list[int], body: CompletionBody) -> tuple[int, ...]:
@@ -93,37 +188,37 @@ def _job(service: Service, prompts: tuple[tuple[int, ...], ...], body: Generatio
     if longest >= limit:
         message = f"the prompt has {longest} tokens, and prompt and answer together can have {limit}"
         raise ApiError(400, message, code="context_length_exceeded", param=field)
+    if len(prompts) * body.n > service.places:
+        message = f"the request asks for {len(prompts) * body.n} answers, this server has {service.places} places"
+        raise ApiError(400, message, param="n")
     room = limit - longest
     return Job(
         prompts=prompts,
         params=_sampling(service, body, max_tokens=min(body.wanted_tokens or room, room)),
-        n=body.n or 1,
-        stops=tuple(body.stop or ()),
+        n=body.n,
+        stops=body.stop,
         include_stop=body.include_stop_str_in_output,
-        priority=body.priority or 0,
+        priority=body.priority,
+        timeout=body.timeout,
     )
 
 
 def _sampling(service: Service, body: GenerationBody, max_tokens: int) -> SamplingParams:
-    _check_ids(service, body.stop_token_ids or (), "stop_token_ids")
-    _check_ids(service, body.logit_bias or (), "logit_bias")
+    _check_ids(service, body.stop_token_ids, "stop_token_ids")
+    _check_ids(service, body.logit_bias, "logit_bias")
     ends = frozenset() if body.ignore_eos else service.tokenizer.stop_ids
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=_default(body.temperature, 1.0),
-        top_p=_default(body.top_p, 1.0),
-        top_k=max(body.top_k or 0, 0),
-        min_p=_default(body.min_p, 0.0),
-        presence_penalty=_default(body.presence_penalty, 0.0),
-        frequency_penalty=_default(body.frequency_penalty, 0.0),
-        repetition_penalty=_default(body.repetition_penalty, 1.0),
-        logit_bias=body.logit_bias or {},
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=max(body.top_k, 0),
+        min_p=body.min_p,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=body.logit_bias,
         seed=secrets.randbits(62) if body.seed is None else body.seed,
-        stop_token_ids=ends | frozenset(body.stop_token_ids or ()),
+        stop_token_ids=ends | frozenset(body.stop_token_ids),
         min_tokens=body.min_tokens,
         logprobs=body.wanted_logprobs,
     )
-
-
-def _default(value: float | None, default: float) -> float:
-    return default if value is None else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -19,7 +20,11 @@ logger = logging.getLogger(__name__)
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _KEEP_ALIVE = b": keep-alive\n\n"
-_DONE = b"data: [DONE]\n\n"
+
+
+def frame(data: bytes) -> bytes:
+    """Data, without line breaks, as a server-sent event."""
+    return b"data: " + data + b"\n\n"
 
 
 def json_response(body: object, status: int = 200) -> Response:
@@ -41,55 +46,79 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, Response]) -> R
 
 
 class EventStream(Response):
-    """A stream of chunks as server-sent events, ended by `[DONE]`, or by a chunk with `error` when it fails midway.
+    """A stream of frames as server-sent events, ended by `[DONE]`, or by a frame with `error` when it fails midway.
 
-    None among the chunks becomes a comment, which keeps proxies from cutting a silent connection. `close` is called at
-    the end in any case, also when the client left before the first chunk was asked for.
+    None among the frames becomes a comment, which keeps proxies from cutting a silent connection. `close` is called at
+    the end in any case, also when the client left before the first frame was asked for. A client that takes nothing for
+    `patience` seconds while there is something for it is cut off.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[dict[str, Any] | None, None], close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes | None, None],
+        close: Callable[[], None],
+        *,
+        done: bytes = frame(b"[DONE]"),
+        patience: float = 30.0,
+    ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
-        self._chunks = chunks
+        self._frames = frames
         self._close = close
+        self._done = done
+        self._patience = patience
+        self._sending_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = asyncio.ensure_future(self._send_all(send))
         gone = asyncio.ensure_future(_disconnect(receive))
+        self._watch(sender)
         try:
             await asyncio.wait({sender, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if sender.done():
+            if sender.cancelled():
+                logger.info("client %s took nothing of its stream for %g s", _peer(scope), self._patience)
+            elif sender.done():
                 sender.result()
             else:
                 logger.info("client %s left in the middle of its stream", _peer(scope))
         finally:
+            self._timer.cancel()
             await _end(sender, gone)
             self._close()
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._frames()) as frames:
-            async for frame in frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+        async with aclosing(self._guarded()) as frames:
+            async for data in frames:
+                self._sending_since = time.monotonic()
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                self._sending_since = None
         await send({"type": "http.response.body", "body": b""})
 
-    async def _frames(self) -> AsyncGenerator[bytes, None]:
+    async def _guarded(self) -> AsyncGenerator[bytes, None]:
+        """The frames, and how they end."""
         try:
-            async with aclosing(self._chunks) as chunks:
-                async for chunk in chunks:
-                    yield _KEEP_ALIVE if chunk is None else _frame(chunk)
-            yield _DONE
+            async with aclosing(self._frames) as frames:
+                async for data in frames:
+                    yield _KEEP_ALIVE if data is None else data
+            if self._done:
+                yield self._done
         except ApiError as error:
-            yield _frame(error.envelope)
+            yield frame(orjson.dumps(error.envelope))
         except Exception:
             logger.exception("stream failed")
-            yield _frame(ApiError(500, "the server failed in the middle of this answer").envelope)
+            yield frame(orjson.dumps(ApiError(500, "the server failed in the middle of this answer").envelope))
 
-
-def _frame(chunk: object) -> bytes:
-    return b"data: " + orjson.dumps(chunk) + b"\n\n"
+    def _watch(self, sender: asyncio.Future[None]) -> None:
+        """End the sender when one frame has waited for the client for too long."""
+        since = self._sending_since
+        waited = 0.0 if since is None else time.monotonic() - since
+        if waited >= self._patience:
+            sender.cancel()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(self._patience - waited, self._watch, sender)
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -8,9 +8,40 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-NonEmpty = Annotated[str, Field(min_length=1)]
+from deepseek_runtime.engine.sampling import REPETITION_PENALTIES
+from deepseek_runtime.server.fields import (
+    AnyToolChoice,
+    Body,
+    Message,
+    NonEmpty,
+    ResponseFormat,
+    StreamOptions,
+    Thinking,
+    ToolChoice,
+    ToolField,
+)
+
+IGNORED = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "modalities",
+        "verbosity",
+        "cache_salt",
+        "request_id",
+        "functions",
+        "function_call",
+    }
+)
+"""Fields that clients send as a matter of course and that change nothing here: not worth a line in the log."""
 
 
 def _unsupported(value: object) -> object:
@@ -26,72 +57,49 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-class Body(BaseModel):
-    """Common rules of all bodies."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
-
-
-class StreamOptions(Body):
-    include_usage: bool = False
-
-
-class TextPart(Body):
-    type: str
-    text: str = ""
-
-    @field_validator("type")
-    @classmethod
-    def _text_only(cls, value: str) -> str:
-        if value != "text":
-            raise ValueError(f"this model reads text only, not parts of type {value!r}")
-        return value
-
-
-def _as_parts(value: object) -> object:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
-
-
-class Message(Body):
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[list[TextPart] | None, BeforeValidator(_as_parts)] = None
-    prefix: bool = False
-
-
 class GenerationBody(Body):
-    """Fields that chat and plain completions share."""
+    """Fields that chat and plain completions share. `timeout` is in seconds."""
 
     model: str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=REPETITION_PENALTIES[0], le=REPETITION_PENALTIES[1])] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[NonEmpty], BeforeValidator(_as_list), Field(max_length=16)] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: Annotated[tuple[NonEmpty, ...], BeforeValidator(_as_list), Field(max_length=16)] = ()
+    stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0)] = 0
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] = 1
     best_of: int | None = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    priority: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    response_format: ResponseFormat | None = None
+    priority: int = 0
+    timeout: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _refuse(self) -> GenerationBody:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError(f"best_of {self.best_of} is not supported, only the value of n, which is {self.n or 1}")
+        if self.best_of is not None and self.best_of != self.n:
+            raise ValueError(f"best_of {self.best_of} is not supported, only the value of n, which is {self.n}")
+        if self.wanted_tokens is not None and self.min_tokens > self.wanted_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is more than the {self.wanted_tokens} tokens asked for")
         return self
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk tells the usage so far."""
+        return self.include_usage and self.stream_options.continuous_usage_stats
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -103,26 +111,37 @@ class GenerationBody(Body):
         """Alternatives to report beside each token; None for no log-probabilities."""
         return None
 
+    @property
+    def unknown_fields(self) -> set[str]:
+        """Names of fields that have no effect, which their sender may not know."""
+        return set(self.model_extra or ()) - IGNORED
+
 
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = False
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
-    tools: Annotated[list[Any] | None, Unsupported] = None
-    functions: Annotated[list[Any] | None, Unsupported] = None
-    response_format: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    thinking: Thinking | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    tools: tuple[ToolField, ...] = ()
+    tool_choice: AnyToolChoice = ToolChoice(mode="auto")
+    parallel_tool_calls: bool = True
 
-    @field_validator("response_format")
+    @model_validator(mode="before")
     @classmethod
-    def _plain_text(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value and value.get("type") != "text":
-            raise ValueError(f"type {value.get('type')!r} is not supported by this server, only 'text'")
-        return value
+    def _from_functions(cls, value: object) -> object:
+        """The legacy way to give tools and choose among them; `functions` stays, to be answered in kind."""
+        if not isinstance(value, dict) or not isinstance(value.get("functions"), list) or value.get("tools"):
+            return value
+        choice = value.get("function_call")
+        named = {"type": "function", "function": choice} if isinstance(choice, dict) else choice
+        tools = [{"function": function} for function in value["functions"]]
+        return {**value, "tools": tools, "tool_choice": named, "parallel_tool_calls": False}
 
     @model_validator(mode="after")
     def _refuse_chat(self) -> ChatBody:
@@ -130,7 +149,17 @@ class ChatBody(GenerationBody):
             raise ValueError("top_logprobs needs logprobs to be true")
         if self.proceed and self.messages[-1].role != "assistant":
             raise ValueError("continue_final_message needs the last message to be the assistant's")
+        self._check_choice()
         return self
+
+    def _check_choice(self) -> None:
+        names, choice = [tool.function.name for tool in self.tools], self.tool_choice
+        if choice.mode in ("required", "named") and not names:
+            raise ValueError(f"tool_choice {choice.mode!r} needs tools to choose from")
+        if unknown := [name for name in choice.names if name not in names]:
+            raise ValueError(f"tool_choice names {unknown[0]!r}, which is not among the tools: {', '.join(names)}")
+        if self.may_call and self.response_format and self.response_format.type != "text" and choice.mode == "auto":
+            raise ValueError("response_format with tools needs tool_choice 'none' or 'required': one form at a time")
 
     @property
     def proceed(self) -> bool:
@@ -138,12 +167,32 @@ class ChatBody(GenerationBody):
         return self.continue_final_message or self.messages[-1].prefix
 
     @property
+    def may_call(self) -> bool:
+        """Whether the answer may have tool calls in it."""
+        return bool(self.tools) and self.tool_choice.mode != "none"
+
+    @property
+    def legacy(self) -> bool:
+        """Whether the client speaks of functions instead of tools."""
+        return "functions" in (self.model_extra or {})
+
+    @property
+    def wants_thinking(self) -> bool | None:
+        """What the client said about reasoning, in whichever of the four ways; None for nothing."""
+        for name in ("thinking", "enable_thinking"):
+            if name in self.chat_template_kwargs:
+                return bool(self.chat_template_kwargs[name])
+        if self.thinking:
+            return self.thinking.type != "disabled"
+        return None if self.reasoning_effort is None else self.reasoning_effort != "none"
+
+    @property
     def wanted_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def wanted_logprobs(self) -> int | None:
-        return (self.top_logprobs or 0) if self.logprobs else None
+        return self.top_logprobs if self.logprobs else None
 
 
 def _as_prompts(value: object) -> object:
@@ -165,8 +214,14 @@ class CompletionBody(GenerationBody):
     prompt: Annotated[list[str | list[int]], BeforeValidator(_as_prompts)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_special_tokens: bool = True
-    echo: Annotated[bool | None, Unsupported] = False
+    echo: bool = False
     suffix: Annotated[str | None, Unsupported] = None
+
+    @model_validator(mode="after")
+    def _refuse_completion(self) -> CompletionBody:
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo with logprobs is not supported: log-probabilities of the prompt are not computed")
+        return self
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -178,7 +233,9 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: tuple[Message, ...] = ()
+    tools: tuple[ToolField, ...] = ()
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     add_special_tokens: bool = True
 
     @model_validator(mode="after")

@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from deepseek_runtime.engine.engine import Engine
 from deepseek_runtime.health import Health, Phase
+from deepseek_runtime.server.courier import Courier
 from deepseek_runtime.server.errors import ApiError, unavailable
 from deepseek_runtime.server.metrics import Metrics
+from deepseek_runtime.text.grammar import Grammars
 from deepseek_runtime.text.template import ChatTemplate
 from deepseek_runtime.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+NOTED_FIELDS = 100
+"""Names of unknown fields that are remembered at most: they are the clients' to choose."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A model that is loaded and ready to answer. `max_model_len` bounds prompt and answer together, in tokens."""
+    """A model that is loaded and ready to answer.
+
+    `max_model_len` bounds prompt and answer together, in tokens; `places` the sequences that run or wait together.
+    """
 
     engine: Engine
     tokenizer: Tokenizer
     template: ChatTemplate
+    grammars: Grammars
     max_model_len: int
+    places: int
+
+
+def model_details(service: Service) -> dict[str, Any]:
+    """What a client may want to know of the model before it asks."""
+    dialect = service.template.dialect
+    return {
+        "max_model_len": service.max_model_len,
+        "capabilities": {
+            "reasoning": dialect.thinking,
+            "reasoning_variable": dialect.variable,
+            "tools": dialect.tools is not None,
+            "response_formats": ["text", "json_object", "json_schema"],
+            "inputs": ["text"],
+        },
+    }
 
 
 @dataclass(slots=True, kw_only=True)
 class ServerState:
-    """The server from its first second on; the service comes later, when weights are loaded."""
+    """The server from its first second on; the service comes later, when weights are loaded.
+
+    Times are in seconds. `unread_limit` is how many tokens of a choice may wait for a client that does not read.
+    """
 
     names: Sequence[str]
     health: Health
     metrics: Metrics
     request_timeout: float = 600.0
     keep_alive: float = 10.0
+    unread_limit: int = 4096
+    courier: Courier = field(default_factory=Courier)
     created: int = field(default_factory=lambda: int(time.time()))
     service: Service | None = None
+    _noted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.metrics.watch(lambda: self.service.engine.stats() if self.service else None, self.health)
@@ -60,3 +95,9 @@ class ServerState:
             raise ApiError(
                 404, f"model {name!r} is not served here, only {known}", code="model_not_found", param="model"
             )
+
+    def note_unknown(self, fields: set[str]) -> None:
+        """Tell the log, once, of fields that have no effect."""
+        for name in sorted(fields - self._noted)[: NOTED_FIELDS - len(self._noted)]:
+            self._noted.add(name)
+            logger.warning("requests have the field %.60r, which is not known here and ignored", name)

@@ -22,6 +22,7 @@ from deepseek_runtime.server.app import build_app
 from deepseek_runtime.server.listen import HttpServer, bind
 from deepseek_runtime.server.metrics import Metrics
 from deepseek_runtime.server.service import ServerState, Service
+from deepseek_runtime.text.grammar import Grammars
 from deepseek_runtime.text.template import ChatTemplate
 from deepseek_runtime.text.tokenizer import Tokenizer
 from fake_model import EchoExecutor, write_tokenizer
@@ -58,11 +59,14 @@ class EchoServer:
         keys = state.pop("api_key_folder", None)
         self.state = ServerState(names=("echo", "org/echo"), health=self.health, metrics=Metrics("echo"), **state)
         self.http = HttpServer(build_app(self.state, keys), bind("127.0.0.1", 0))
+        template = ChatTemplate(folder, self.tokenizer)
         self.service = Service(
             engine=self.engine,
             tokenizer=self.tokenizer,
-            template=ChatTemplate(folder, self.tokenizer),
+            template=template,
+            grammars=Grammars(self.tokenizer, template.dialect),
             max_model_len=512,
+            places=max_running + max_queued,
         )
         self.url = f"http://127.0.0.1:{self.http.port}"
         self.client = httpx.Client(base_url=self.url, timeout=20)

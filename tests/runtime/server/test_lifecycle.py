@@ -42,7 +42,7 @@ def long_stream(server: Any, **extra: Any) -> Iterator[Iterator[str]]:
     with server.client.stream("POST", "/v1/chat/completions", json=body) as response:
         assert response.status_code == 200
         lines = response.iter_lines()
-        next(line for line in lines if '"content":"a"' in line)
+        next(line for line in lines if '"content":"a' in line)
         yield lines
 
 

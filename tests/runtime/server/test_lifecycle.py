@@ -216,8 +216,17 @@ def test_every_route_asks_for_a_key_but_those_of_probes_and_scrapers(make_server
     assert server.client.get("/v1/models", headers=good).status_code == 401
 
 
+def step_by_step(server: Any) -> None:
+    """An answer of which no two tokens come together."""
+    server.executor.gate.clear()
+    with server.client.stream("POST", "/v1/chat/completions", json=ask(stream=True)) as response:
+        for _ in (line for line in response.iter_lines() if line):
+            server.executor.steps_allowed.release()
+    server.executor.gate.set()
+
+
 def test_metrics_have_our_names_and_those_that_gateways_read(server: Any) -> None:
-    server.client.post("/v1/chat/completions", json=ask())
+    step_by_step(server)
     alias = 'engine="0",model_name="echo"'
     for own, other in [
         ("dsv3_requests_running", f"vllm:num_requests_running{{{alias}}}"),

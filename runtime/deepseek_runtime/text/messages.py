@@ -125,12 +125,18 @@ def _calls(place: str, message: Mapping[str, Any], guard: Guard) -> tuple[Call, 
 
 
 def _call(place: str, call: Any, guard: Guard) -> Call:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise TemplateRefusal(f"{place}: names no function")
+    function = named_function(place, call)
     arguments = function.get("arguments")
     text = arguments if isinstance(arguments, str) else to_json({} if arguments is None else arguments)
     return Call(guard.text(str(call.get("id") or "")), guard.text(function["name"]), guard.text(text or "{}"))
+
+
+def named_function(place: str, value: Any) -> Mapping[str, Any]:
+    """The function that a tool or a call is about; TemplateRefusal if it has no name."""
+    function = value.get("function", value) if isinstance(value, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise TemplateRefusal(f"{place}: names no function")
+    return function
 
 
 def _list(place: str, name: str, value: Any) -> Sequence[Any]:

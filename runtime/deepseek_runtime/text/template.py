@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from deepseek_runtime.text.dialect import PLAIN, ToolForm, choose_dialect
-from deepseek_runtime.text.messages import GUARD, Call, Guard, Messages, Turn, as_message, read_turns
+from deepseek_runtime.text.messages import GUARD, Call, Guard, Messages, Turn, as_message, named_function, read_turns
 from deepseek_runtime.text.sandbox import TemplateRefusal, compile_template, render
 from deepseek_runtime.text.tokenizer import CheckpointError, Tokenizer, read_json
 from deepseek_runtime.text.tools import define, fold, gather_system
@@ -112,7 +112,8 @@ class ChatTemplate:
             return [as_message(turn) for turn in turns]
         if self.dialect.think_end:
             turns = [replace(turn, reasoning="") for turn in turns]
-        told = define(tools, form) if form and tools and not self._defines_tools else ""
+        functions = [named_function(f"tools[{number}]", tool) for number, tool in enumerate(tools)]
+        told = define(functions, form) if form and functions and not self._defines_tools else ""
         turns = gather_system(turns, told)
         if form and self._shape is None:
             goes_on = [Turn("", "assistant", _CUT)] if turns and turns[-1].role == "tool" else []

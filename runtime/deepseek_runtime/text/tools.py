@@ -22,16 +22,13 @@ If you need several calls that do not depend on each other, put them all between
 the last mark: the results come next. Call only functions of this list, and answer in plain text when you need none."""
 
 
-def define(tools: Sequence[Mapping[str, Any]], form: ToolForm) -> str:
-    """What a model has to be told about its tools; TemplateRefusal for one without a name."""
-    functions = "\n\n".join(_define(number, tool) for number, tool in enumerate(tools))
-    return _INTRODUCTION.format(functions=functions, example=form.write_calls([("NAME", "ARGUMENTS")]))
+def define(functions: Sequence[Mapping[str, Any]], form: ToolForm) -> str:
+    """What a model has to be told about the functions that it may call."""
+    listed = "\n\n".join(map(_define, functions))
+    return _INTRODUCTION.format(functions=listed, example=form.write_calls([("NAME", "ARGUMENTS")]))
 
 
-def _define(number: int, tool: Mapping[str, Any]) -> str:
-    function = tool.get("function", tool)
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise TemplateRefusal(f"tools[{number}]: names no function")
+def _define(function: Mapping[str, Any]) -> str:
     purpose = function.get("description")
     parameters = to_json(function.get("parameters") or {"type": "object", "properties": {}})
     return "\n".join(filter(None, [f"## {function['name']}", str(purpose or ""), f"Arguments: {parameters}"]))

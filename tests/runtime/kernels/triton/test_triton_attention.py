@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import kernel_definitions as definition
 from deepseek_runtime.kernels.interface import Expansion
 from deepseek_runtime.kernels.reference import TorchKernels
 from deepseek_runtime.kernels.triton import mla_decode, mla_prefill
@@ -141,6 +142,19 @@ def test_prefill_equals_the_twin_in_bf16(noise, device) -> None:
     ours = TritonKernels(PLAIN).expanded_attention(q_nope, q_rope, cache, part, expansion)
     twin = TorchKernels().expanded_attention(q_nope, q_rope, cache, part, expansion)
     torch.testing.assert_close(ours, twin, rtol=0.03, atol=0.03)
+
+
+def test_odd_widths_are_attended_in_both_forms(noise, device) -> None:
+    nope, value, latent = 7, 5, 9
+    expansion = Expansion(noise(HEADS, nope, latent), noise(HEADS, value, latent), 0.2)
+    q_nope, q_rope = noise(1, HEADS, nope + ROPE)[..., :nope], noise(1, HEADS, ROPE)
+    cache, part = noise(64 * PAGE, latent + ROPE), paged([[19]], device)
+    expected = definition.attention(q_nope[0], q_rope[0], cache[part.slots_BS[0, :19]], expansion)
+    kernels = TritonKernels(PLAIN)
+    absorbed = kernels.absorbed_attention(q_nope, q_rope, cache, part, expansion)
+    expanded = kernels.expanded_attention(q_nope, q_rope, cache, Expanded(0, 1, part.slots_BS[0, :19]), expansion)
+    for form in (absorbed, expanded):
+        definition.assert_close(form[0], expected, 1e-5)
 
 
 def test_more_splits_where_the_batch_is_small() -> None:

@@ -42,18 +42,20 @@ def rotations(noise):
     return make
 
 
+@pytest.mark.parametrize("front", [4, 3])
 @pytest.mark.parametrize(("tokens", "heads", "width"), [(1, 1, 4), (5, 19, 6), (3, 16, 64)])
-def test_the_pairs_of_every_head_are_rotated(noise, rotations, tokens: int, heads: int, width: int) -> None:
-    joined = noise(tokens, heads, width + 4)
-    x, turn = joined[..., 4:], rotations(tokens, width // 2)
+def test_the_pairs_of_every_head_are_rotated(noise, rotations, tokens: int, heads: int, width: int, front: int) -> None:
+    joined = noise(tokens, heads, front + width)
+    x, turn = joined[..., front:], rotations(tokens, width // 2)
     torch.testing.assert_close(rope.rotate(x, turn), TORCH.rotate(x, turn))
 
 
+@pytest.mark.parametrize("latent", [20, 19])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_latents_are_normed_rotated_and_written_where_they_belong(noise, rotations, device, dtype) -> None:
-    joined, weight = noise(5, 20 + 6, dtype=dtype), noise(20, dtype=dtype)
+def test_latents_are_normed_rotated_and_written_where_they_belong(noise, rotations, device, dtype, latent) -> None:
+    joined, weight = noise(5, latent + 6, dtype=dtype), noise(latent, dtype=dtype)
     slots = torch.tensor([7, 0, 3, 9, 4], device=device)
-    caches = [torch.full((10, 26), 9.0, dtype=dtype, device=device) for _ in range(2)]
+    caches = [torch.full((10, latent + 6), 9.0, dtype=dtype, device=device) for _ in range(2)]
     turn = rotations(5, 3)
     rope.write_latents(joined, weight, 1e-6, Latents(caches[0], slots, turn))
     TORCH.write_latents(joined, weight, 1e-6, Latents(caches[1], slots, turn))

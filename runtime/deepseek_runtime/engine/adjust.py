@@ -53,7 +53,10 @@ class Context:
 
 
 def adjust(logits: Tensor, contexts: Rows[Context]) -> Tensor:
-    """Logits [N, V] as the requests want them; the same tensor where none wants a change."""
+    """Logits [N, V] as the requests want them; the same tensor where none wants a change.
+
+    Whatever a request asks for, each of its tokens that may come has a finite score, and at least one may.
+    """
     rows = [row for row, context in enumerate(contexts) if context.adjusts]
     if not rows:
         return logits
@@ -65,13 +68,15 @@ def adjust(logits: Tensor, contexts: Rows[Context]) -> Tensor:
 
 def _adjust_row(row_V: Tensor, context: Context) -> None:
     params = context.params
-    if (allowed := _allowed(context, len(row_V))) is not None:
-        row_V.masked_fill_(~torch.from_numpy(allowed).to(row_V.device), -torch.inf)
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=row_V.device)
         row_V[ids] += torch.tensor(list(params.logit_bias.values()), dtype=row_V.dtype, device=row_V.device)
     if params.penalised:
         _penalise(row_V, context)
+    largest = torch.finfo(row_V.dtype).max
+    row_V.clamp_(-largest, largest)
+    if (allowed := _allowed(context, len(row_V))) is not None:
+        row_V.masked_fill_(~torch.from_numpy(allowed).to(row_V.device), -torch.inf)
 
 
 def _allowed(context: Context, size: int) -> NDArray[np.bool_] | None:

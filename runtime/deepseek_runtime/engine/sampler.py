@@ -22,14 +22,21 @@ CANDIDATES = 1024
 
 @torch.inference_mode()
 def choose(logits: Tensor, contexts: Rows[Context]) -> list[int]:
-    """The token of each row of `logits` [N, V] float32. NumericsError where the logits are no numbers."""
-    scores = adjust(logits, contexts)
-    tokens = likeliest(scores)
-    _check(scores.gather(1, tokens.unsqueeze(1)), contexts)
+    """The token of each row of `logits` [N, V] float32.
+
+    NumericsError where the model's own logits are no numbers; whatever a request makes of its row, a token comes of it.
+    """
+    tokens = likeliest(logits)
+    _check(logits.gather(1, tokens.unsqueeze(1)), contexts)
+    scores = logits
+    if adjusted := [row for row, context in enumerate(contexts) if context.adjusts]:
+        scores = adjust(logits, contexts)
+        tokens[adjusted] = likeliest(take(scores, adjusted))
     for filtered, draw in ((False, _draw), (True, _draw_filtered)):
-        rows = [i for i, c in enumerate(contexts) if c.params.temperature > 0 and c.params.filtered is filtered]
+        rows = [row for row, c in enumerate(contexts) if not c.params.greedy and c.params.filtered is filtered]
         if rows:
-            tokens[rows] = draw(take(scores, rows), [contexts[row] for row in rows])
+            theirs = take(scores, rows)
+            tokens[rows] = _possible(draw(theirs, [contexts[row] for row in rows]), tokens[rows], theirs)
     chosen: list[int] = tokens.tolist()
     return chosen
 
@@ -59,6 +66,12 @@ def likeliest(scores: Tensor) -> Tensor:
 def take(logits: Tensor, rows: list[int]) -> Tensor:
     """The given rows, in ascending order; without a copy where that is all of them."""
     return logits if len(rows) == len(logits) else logits[rows]
+
+
+def _possible(drawn_N: Tensor, best_N: Tensor, scores: Tensor) -> Tensor:
+    """What was drawn, or the best token where that has no chance: a GPU sums in parallel, and its cumulative sums may
+    differ by a rounding where a weight is 0."""
+    return torch.where(scores.gather(1, drawn_N.unsqueeze(1)).squeeze(1).isfinite(), drawn_N, best_N)
 
 
 def _check(best_N1: Tensor, contexts: Rows[Context]) -> None:
@@ -108,9 +121,8 @@ def _filter(values: Tensor, contexts: Rows[Context]) -> tuple[Tensor, Tensor]:
     And for which rows [N] that depends on smaller ones than those given.
     """
     params = [context.params for context in contexts]
-    kept = torch.arange(values.shape[1], device=values.device) < _column(
-        [p.top_k or values.shape[1] for p in params], values
-    )
+    width = values.shape[1]
+    kept = torch.arange(width, device=values.device) < _column([min(p.top_k or width, width) for p in params], values)
     kept &= values >= _column([p.min_p for p in params], values) * values[:, :1]
     goes_on = kept[:, -1]
     narrowed = _column([p.top_k > 0 or p.min_p > 0 for p in params], values).squeeze(1) > 0

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+GREEDY_BELOW = 1e-5
+"""Temperatures that float32 cannot divide logits by for certain: a draw is then the likeliest token anyway."""
+
+REPETITION_PENALTIES = (0.01, 100.0)
 
 
 class TokenMask(Protocol):
@@ -16,7 +22,7 @@ class TokenMask(Protocol):
     def __call__(self, generated: Sequence[int], /) -> NDArray[np.bool_] | None:
         """Which ids [V] may follow the tokens generated so far; None for all of them.
 
-        Ids beyond the array's end may not. Where nothing may come, the end may.
+        Ids beyond the array's end may not. Where nothing may come, the end may. What it raises ends the one sequence.
         """
         ...
 
@@ -25,9 +31,10 @@ class TokenMask(Protocol):
 class SamplingParams:
     """How the next token is chosen and when generation ends.
 
-    Temperature 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. `logit_bias` is added to the
-    logits of its ids. `logprobs` is the number of alternatives reported beside the chosen token, None for no
-    log-probabilities at all. With a `seed`, equal requests give equal tokens whatever else is in the batch.
+    A temperature below `GREEDY_BELOW` is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off. `logit_bias`
+    is added to the logits of its ids. `logprobs` is the number of alternatives reported beside the chosen token, None
+    for no log-probabilities at all. With a `seed`, equal requests give equal tokens whatever else is in the batch.
+    Raises ValueError for what a sampler cannot compute with.
     """
 
     max_tokens: int
@@ -44,6 +51,19 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     min_tokens: int = 0
     logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        least, most = REPETITION_PENALTIES
+        if not least <= self.repetition_penalty <= most:
+            raise ValueError(f"repetition_penalty must be {least:g} to {most:g}, not {self.repetition_penalty:g}")
+        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, not {value}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, without a draw."""
+        return self.temperature < GREEDY_BELOW
 
     @property
     def penalised(self) -> bool:

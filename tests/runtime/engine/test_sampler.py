@@ -2,18 +2,23 @@
 
 from collections import Counter
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
-from deepseek_runtime.engine.adjust import Context
+from deepseek_runtime.engine.adjust import Context, adjust
 from deepseek_runtime.engine.sampler import CANDIDATES, choose, report
 from deepseek_runtime.engine.sampling import NumericsError, Sampled, SamplingParams
 from deepseek_runtime.engine.sequence import Sequence
+from deepseek_runtime.server.schemas import CompletionBody
 
 
 def row(generated: tuple[int, ...] = (), **params: Any) -> Sequence:
@@ -134,7 +139,7 @@ def test_a_grammar_decides_what_may_follow() -> None:
 
 def test_where_a_grammar_allows_nothing_the_answer_ends() -> None:
     nothing = np.zeros(4, dtype=np.bool_)
-    ending = {"mask": lambda _: nothing, "stop_token_ids": frozenset({3}), "temperature": 0.0}
+    ending: dict[str, Any] = {"mask": lambda _: nothing, "stop_token_ids": frozenset({3}), "temperature": 0.0}
     assert sample(LOGITS, [row(**ending)])[0].token == 3
     assert sample(LOGITS, [row(**ending, min_tokens=5)])[0].token == 3
 
@@ -146,3 +151,75 @@ def test_logits_that_are_no_numbers_are_an_error_that_says_where() -> None:
         for temperature in (0.0, 1.0):
             with pytest.raises(NumericsError, match="token 3 of the answer to a prompt of 1 tokens"):
                 sample(logits, [row(), row((5, 6), temperature=temperature)])
+
+
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.9}, {"min_p": 0.1}])
+@pytest.mark.parametrize("temperature", [1e-50, 1e-38, 9e-6, 1e-5])
+def test_temperatures_that_float32_cannot_divide_by_are_greedy(temperature: float, params: dict[str, Any]) -> None:
+    assert set(draws(LOGITS, 50, temperature=temperature, **params)) == {1}
+
+
+@pytest.mark.parametrize("penalty", [1e-50, 0.0099, 100.1, float("nan"), float("inf")])
+def test_a_repetition_penalty_that_no_logit_survives_is_refused(penalty: float) -> None:
+    with pytest.raises(ValueError, match=r"repetition_penalty must be 0\.01 to 100, not"):
+        row(repetition_penalty=penalty)
+    with pytest.raises(ValidationError, match="repetition_penalty"):
+        CompletionBody(model="m", prompt=["a"], repetition_penalty=penalty)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"])
+def test_a_parameter_that_is_no_number_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a finite number, not nan"):
+        replace(SamplingParams(max_tokens=9), **{name: float("nan")})  # type: ignore[arg-type]
+
+
+def test_damaged_weights_are_an_error_whatever_a_request_makes_of_their_logits() -> None:
+    logits = torch.tensor([[0.0, torch.inf, 1.0, 2.0]])
+    only_zero = {"mask": lambda _: np.array([True, False, False, False])}
+    requests: list[dict[str, Any]] = [only_zero, {"presence_penalty": 1.0}, {"logit_bias": {1: -100.0}}]
+    for adjusting in requests:
+        with pytest.raises(NumericsError):
+            choose(logits, [Context(row((1,), **adjusting))])
+
+
+def test_each_repetition_of_a_request_is_penalised_for_its_own_words_only() -> None:
+    params = SamplingParams(max_tokens=9, presence_penalty=1.0, frequency_penalty=0.5)
+    said: list[list[int]] = [[1, 1, 2], [2], []]
+    contexts = [Context(Sequence(number, (3,), params, generated)) for number, generated in enumerate(said)]
+    expected = [[0, 2.0, 1.5, 0], [0, 0, 1.5, 0], [0, 0, 0, 0]]
+    torch.testing.assert_close(LOGITS - adjust(LOGITS.expand(3, -1), contexts), torch.tensor(expected))
+
+
+LARGEST = torch.finfo(torch.float32).max
+VALUES = st.sampled_from([-torch.inf, -LARGEST, -1e30, -100.0, -1.0, 0.0, 1e-30, 1.0, 100.0, 1e30, LARGEST])
+IDS = st.integers(0, 7)
+PARAMS = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 1e-320, 1e-50, 1e-38, 1e-6, 1e-5, 1e-3, 1.0, 2.0]),
+        "top_p": st.sampled_from([1e-320, 1e-50, 1e-9, 0.5, 1 - 1e-12, 1.0]),
+        "top_k": st.sampled_from([0, 1, 3, 10**400]),
+        "min_p": st.sampled_from([0.0, 1e-320, 1e-9, 0.5, 1.0]),
+        "presence_penalty": st.sampled_from([-2.0, 0.0, 2.0]),
+        "frequency_penalty": st.sampled_from([-2.0, 0.0, 2.0]),
+        "repetition_penalty": st.sampled_from([0.01, 1.0, 100.0]),
+        "logit_bias": st.dictionaries(IDS, st.sampled_from([-100.0, 100.0]), max_size=8),
+        "stop_token_ids": st.frozensets(IDS),
+        "min_tokens": st.sampled_from([0, 5]),
+        "seed": st.integers(-(2**63), 2**63),
+    }
+)
+
+
+@given(st.data())
+def test_whatever_is_asked_for_the_token_is_one_that_may_come(data: st.DataObject) -> None:
+    rows = data.draw(st.lists(st.tuples(PARAMS, st.lists(IDS, max_size=4), st.sets(IDS, min_size=1)), min_size=1))
+    numbers = st.lists(VALUES, min_size=8, max_size=8).filter(lambda row: max(row) > -torch.inf)
+    logits = torch.tensor([data.draw(numbers) for _ in rows])
+    sequences = []
+    for params, generated, ids in rows:
+        mask = np.isin(np.arange(8), list(ids))
+        sequences.append(row(tuple(generated), **params, mask=lambda _, mask=mask: mask))
+    tokens = choose(logits, [Context(sequence) for sequence in sequences])
+    assert all(token in ids for token, (_, _, ids) in zip(tokens, rows, strict=True))
+    free = [row(tuple(generated), **params) for params, generated, _ in rows]
+    assert all(0 <= token < 8 for token in choose(logits, [Context(sequence) for sequence in free]))

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from deepseek_runtime.text.grammar import Grammars
 from deepseek_runtime.text.template import ChatTemplate
 from deepseek_runtime.text.tokenizer import Tokenizer
 from fake_model import EchoExecutor, write_tokenizer
+from releases import make_release
+from scripted_model import ScriptedExecutor
 
 
 class SlowEcho(EchoExecutor):
@@ -50,7 +53,7 @@ class EchoServer:
         self, folder: Path, *, max_running: int = 4, max_queued: int = 8, speculative_tokens: int = 0, **state: Any
     ) -> None:
         self.tokenizer = Tokenizer(folder)
-        self.executor = SlowEcho()
+        self.executor = self.make_executor()
         scheduler = Scheduler(BlockManager(256, 16), token_budget=64, max_running=max_running)
         size = self.tokenizer.size
         runner = Runner(self.executor, Group(), vocab_size=size, speculative_tokens=speculative_tokens)
@@ -72,6 +75,10 @@ class EchoServer:
         self.client = httpx.Client(base_url=self.url, timeout=20)
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
+    def make_executor(self) -> Any:
+        """The model."""
+        return SlowEcho()
+
     def open(self) -> None:
         """Become ready."""
         self.engine.start()
@@ -80,7 +87,8 @@ class EchoServer:
         self.health.enter(Phase.READY)
 
     def close(self) -> None:
-        self.executor.gate.set()
+        if isinstance(self.executor, SlowEcho):
+            self.executor.gate.set()
         self.client.close()
         self.openai.close()
         self.http.stop()
@@ -93,6 +101,15 @@ class EchoServer:
             if line.startswith(f"{name} "):
                 return float(line.split()[-1])
         raise AssertionError(f"no metric {name}")
+
+
+class ScriptedServer(EchoServer):
+    """A server whose model says what `executor.say` told it."""
+
+    executor: ScriptedExecutor
+
+    def make_executor(self) -> ScriptedExecutor:
+        return ScriptedExecutor(self.tokenizer)
 
 
 ServerMaker = Callable[..., EchoServer]
@@ -125,6 +142,24 @@ def shared_server(tokenizer_folder: Path) -> Iterator[EchoServer]:
     server.open()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def release_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ScriptedServer]]:
+    """Ready servers with the text sides of releases, by name, whose model is scripted."""
+    with ExitStack() as stack:
+
+        @cache
+        def make(name: str) -> ScriptedServer:
+            folder = tmp_path_factory.mktemp(name.replace(".", "-"))
+            make_release(name, folder)
+            server = ScriptedServer(folder)
+            server.http.start()
+            server.open()
+            stack.callback(server.close)
+            return server
+
+        yield make
 
 
 @pytest.fixture

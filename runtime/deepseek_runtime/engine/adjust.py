@@ -36,10 +36,22 @@ class Context:
         """Those tokens."""
         return [*self.sequence.generated, *self._ahead]
 
-    @cached_property
+    @property
     def allowed(self) -> NDArray[np.bool_] | None:
-        """What the request's grammar lets follow; None for everything."""
-        return None if self.params.mask is None else self.params.mask(self.generated)
+        """What the request's grammar lets follow; None for everything, also where it fails."""
+        return self._judgement[0]
+
+    @property
+    def fault(self) -> Exception | None:
+        """What the request's grammar raised instead of an answer."""
+        return self._judgement[1]
+
+    @cached_property
+    def _judgement(self) -> tuple[NDArray[np.bool_] | None, Exception | None]:
+        try:
+            return _checked(self.params.mask(self.generated)) if self.params.mask else None, None
+        except Exception as error:
+            return None, error
 
     def permits(self, token: int) -> bool:
         """Whether the grammar lets a token follow."""
@@ -50,6 +62,14 @@ class Context:
         """Whether the choice is made by anything else than the model's own logits."""
         params = self.params
         return bool(params.mask is not None or params.logit_bias or params.penalised or self.index < params.min_tokens)
+
+
+def _checked(allowed: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """A grammar's answer, or TypeError for one that is no row of truth values."""
+    if allowed is None or (isinstance(allowed, np.ndarray) and allowed.dtype == np.bool_ and allowed.ndim == 1):
+        return allowed
+    got = f"{allowed.dtype} of shape {allowed.shape}" if isinstance(allowed, np.ndarray) else type(allowed).__name__
+    raise TypeError(f"it must say which tokens may come as a row of bool, not {got}")
 
 
 def adjust(logits: Tensor, contexts: Rows[Context]) -> Tensor:

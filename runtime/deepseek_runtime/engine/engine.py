@@ -60,7 +60,14 @@ class Broken:
     message: str
 
 
-Event = Token | Broken
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """This sequence cannot go on, by its own request's doing; the others can. Nothing more will come for it."""
+
+    message: str
+
+
+Event = Token | Failed | Broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +250,7 @@ class Engine:
         if slots:
             sampled = self._runner.lead(slots)
             self._steps += 1
+            self._give_up_faulty(slots)
             self._scheduler.commit(slots, {id_: [token.token for token in tokens] for id_, tokens in sampled.items()})
             self._deliver(slots, sampled)
             self._runner.draft(slots, sampled)
@@ -251,6 +259,18 @@ class Engine:
         else:
             self._runner.announce(Operation.STEP)
         self._progress = time.monotonic()
+
+    def _give_up_faulty(self, slots: Rows[Slot]) -> None:
+        """End the sequences whose own requests made a token impossible, before anything of the step counts for them."""
+        for sequence in (slot.sequence for slot in slots):
+            if sequence.fault is None:
+                continue
+            logger.warning("the grammar of a request failed", exc_info=sequence.fault)
+            self._scheduler.cancel(sequence)
+            if entry := self._active.get(sequence.id):
+                cause = f"{type(sequence.fault).__name__}: {sequence.fault}"
+                entry[1].sink(Failed(f"the grammar of this request failed: {cause}"))
+                self._forget(sequence.id)
 
     def _deliver(self, slots: Rows[Slot], sampled: Mapping[int, Rows[Sampled]]) -> None:
         for sequence in (slot.sequence for slot in slots):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.dist.topology import TopologyError
-from deepseek_runtime.engine.engine import Broken, Engine, Event, Request, Token
+from deepseek_runtime.engine.engine import Engine, Event, Request, Token
 from deepseek_runtime.engine.runner import Runner
 from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.engine.step import Operation
@@ -243,8 +243,9 @@ def _start_timer(seconds: float, action: Callable[[], None]) -> None:
 def _first_request(engine: Engine) -> None:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     engine.submit([Request((0,) * 8, SamplingParams(max_tokens=2, temperature=0.0), events.put)])
-    for event in iter(events.get, None):
-        if isinstance(event, Broken):
+    while True:
+        event = events.get()
+        if not isinstance(event, Token):
             raise RuntimeError(f"the first step failed: {event.message}")
-        if isinstance(event, Token) and event.finish_reason is not None:
+        if event.finish_reason is not None:
             return

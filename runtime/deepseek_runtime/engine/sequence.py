@@ -39,6 +39,8 @@ class Sequence:
     cached: int = 0
     rank: int = 0
     preemptions: int = 0
+    fault: Exception | None = None
+    """Why this sequence alone cannot go on: what its request's grammar raised where the next token was to be chosen."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.generated)

@@ -43,11 +43,18 @@ def verify(logits: Tensor, trials: Rows[Trial]) -> list[list[Sampled]]:
 
 
 def _contexts(sequence: Sequence, drafts: Rows[int]) -> list[Context]:
-    """What stands before each position that can matter: none behind a draft that ends the answer or is forbidden."""
+    """What stands before each position that can matter: none behind a draft that ends the answer or is forbidden.
+
+    A grammar that fails at the first position is the sequence's fault; further on, the position is left to later steps.
+    """
     contexts = [Context(sequence)]
+    sequence.fault = contexts[0].fault
     for count, draft in enumerate(drafts, 1):
         last = contexts[-1]
         if sequence.params.ends(draft, last.index + 1) or not last.permits(draft):
             break
-        contexts.append(Context(sequence, drafts[:count]))
+        following = Context(sequence, drafts[:count])
+        if following.fault:
+            break
+        contexts.append(following)
     return contexts

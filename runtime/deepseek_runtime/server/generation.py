@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from deepseek_runtime.engine.engine import Broken, Event, RefusedError, Request, Token
+from deepseek_runtime.engine.engine import Broken, Event, Failed, RefusedError, Request, Token
 from deepseek_runtime.engine.sampling import Sampled, SamplingParams, TokenMask
 from deepseek_runtime.engine.sequence import FinishReason
 from deepseek_runtime.server.courier import Inbox
@@ -111,6 +111,7 @@ class Choice:
         self.finished = False
         self._reasoning = job.in_reasoning
         self._ends = job.params.stop_token_ids
+        self._least = job.params.min_tokens
         self._text = Detokenizer(tokenizer, keep=job.markers)
         self._stops = StopMatcher(job.stops, include=job.include_stop)
         self._parser = job.make_parser()
@@ -143,7 +144,8 @@ class Choice:
         self._pending.append(token.sampled)
         reason = token.finish_reason
         ended = reason is FinishReason.STOP and token.sampled.token in self._ends
-        text = "" if ended else self._stops.push(self._text.push(token.sampled.token))
+        watch = self.tokens > self._least
+        text = "" if ended else self._stops.push(self._text.push(token.sampled.token), watch=watch)
         if self._stops.matched is not None:
             return text, FinishReason.STOP
         return (text, None) if reason is None else (text + self._stops.flush(), reason)
@@ -238,9 +240,14 @@ class Generation:
         """One piece at most for each choice, whatever came for it."""
         tokens: dict[int, list[Token]] = {}
         for index, event in events:
+            if self._choices[index].finished:
+                continue
             if isinstance(event, Broken):
                 self.close("group_broken")
                 raise unavailable("group_broken", f"this server lost its group, try again later: {event.message}")
+            if isinstance(event, Failed):
+                self.close("failed")
+                raise ApiError(500, event.message, code="answer_failed")
             tokens.setdefault(index, []).append(event)
         for index, group in tokens.items():
             if not self._choices[index].finished and (piece := self._advance(self._choices[index], group)):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deepseek_runtime.engine.engine import Broken, Engine, Event
+from deepseek_runtime.engine.engine import Broken, Engine, Event, Failed
 from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.server.generation import Choice, Job, Piece
 from deepseek_runtime.settings import Settings
@@ -78,6 +78,8 @@ class Local:
                 number, event = events.get()
                 if isinstance(event, Broken):
                     raise BrokenGroupError(event.message)
+                if isinstance(event, Failed):
+                    raise ValueError(event.message)
                 if piece := choices[number].take([event]):
                     yield piece
         finally:

@@ -44,12 +44,12 @@ class StopMatcher:
         self._held = ""
         self.matched: str | None = None
 
-    def push(self, text: str) -> str:
-        """The part of everything held and `text` that can be shown now."""
+    def push(self, text: str, *, watch: bool = True) -> str:
+        """The part of everything held and `text` that can be shown now. Unless `watch`, `text` completes no stop."""
         if self.matched is not None:
             return ""
         text = self._held + text
-        if found := self._finder.first(text):
+        if watch and (found := self._finder.first(text)):
             position, self.matched = found
             self._held = ""
             return text[: position + len(self.matched)] if self._include else text[:position]

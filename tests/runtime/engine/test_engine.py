@@ -5,15 +5,18 @@ import threading
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deepseek_runtime.engine.blocks import BlockManager
-from deepseek_runtime.engine.engine import Broken, Engine, Event, RefusedError, Request, Token
+from deepseek_runtime.engine.engine import Broken, Engine, Event, Failed, RefusedError, Request, Token
 from deepseek_runtime.engine.runner import Runner
-from deepseek_runtime.engine.sampling import SamplingParams
+from deepseek_runtime.engine.sampling import SamplingParams, TokenMask
 from deepseek_runtime.engine.scheduler import Scheduler
 from deepseek_runtime.engine.sequence import FinishReason
 from deepseek_runtime.engine.step import Operation, Outcome, SequencePlan, StepPlan
@@ -80,6 +83,13 @@ class Sink:
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
+    def until_failed(self) -> list[Event]:
+        """Every event up to one that is no token."""
+        events = [self.events.get(timeout=10)]
+        while isinstance(events[-1], Token):
+            events.append(self.events.get(timeout=10))
+        return events
+
     def tokens(self) -> tuple[list[int], FinishReason]:
         tokens = []
         while True:
@@ -102,9 +112,11 @@ class Bench:
         self.engine = Engine(runner, scheduler, max_queued=3, on_failure=self.failures.append, keep_alive=0.05)
         self.engine.start()
 
-    def submit(self, prompt: tuple[int, ...], max_tokens: int = 8, priority: int = 0) -> tuple[int, Sink]:
+    def submit(
+        self, prompt: tuple[int, ...], max_tokens: int = 8, priority: int = 0, mask: TokenMask | None = None
+    ) -> tuple[int, Sink]:
         sink = Sink()
-        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=frozenset({1}))
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=frozenset({1}), mask=mask)
         return self.engine.submit([Request(prompt, params, sink.events.put, priority)])[0], sink
 
 
@@ -239,6 +251,42 @@ def test_logits_that_are_no_numbers_are_told_to_everyone(bench: Bench, monkeypat
     assert isinstance(event, Broken)
     assert "logits are not numbers" in event.message
     assert bench.failures == [event.message]
+
+
+def crash(generated: Rows[int]) -> NDArray[np.bool_] | None:
+    """A grammar that cannot be followed beyond two tokens."""
+    if len(generated) > 1:
+        raise KeyError("no such state")
+    return None
+
+
+BAD_MASKS: dict[str, Any] = {
+    "KeyError: 'no such state'": crash,
+    "float64 of shape (260,)": lambda _: np.ones(260),
+    "bool of shape (1, 260)": lambda _: np.ones((1, 260), dtype=np.bool_),
+    "bool of shape ()": lambda _: np.array(True),
+    "not list": lambda _: [True] * 260,
+}
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+@pytest.mark.parametrize("complaint", BAD_MASKS)
+def test_a_grammar_that_fails_ends_its_own_answer_and_no_other(complaint: str, drafts: int) -> None:
+    bench = Bench(Channel(world_size=1), drafts)
+    prompts = [tuple(range(10 + n, 19 + n)) for n in range(2)]
+    _, failing = bench.submit((0, 258, 50, 51, 52, 53, 259), max_tokens=14, mask=BAD_MASKS[complaint])
+    sinks = [bench.submit(prompt, max_tokens=14)[1] for prompt in prompts]
+    *tokens, failed = failing.until_failed()
+    assert isinstance(failed, Failed)
+    assert failed.message.startswith("the grammar of this request failed: ")
+    assert complaint in failed.message
+    assert [token.sampled.token for token in tokens if isinstance(token, Token)] == [50, 51][: len(tokens)]
+    assert len(tokens) == (2 if BAD_MASKS[complaint] is crash else 0)
+    assert [sink.tokens()[0] for sink in sinks] == [alone(prompt, 14) for prompt in prompts]
+    assert bench.submit((0, 258, 50, 51, 259))[1].tokens()[0] == [50, 51, 1]
+    assert bench.engine.drain(5)
+    assert (bench.engine.stats().cache_usage, bench.failures) == (0, [])
+    assert bench.engine.stop(5)
 
 
 def test_requests_fail_at_once_also_while_a_step_hangs(bench: Bench) -> None:

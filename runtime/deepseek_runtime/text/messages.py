@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepseek_runtime.text.sandbox import TemplateRefusal, to_json
+from deepseek_runtime.text.stops import NEVER
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -48,8 +49,8 @@ class Guard:
     """
 
     def __init__(self, spellings: Iterable[str]) -> None:
-        wanted = "|".join(re.escape(one) for one in sorted(spellings) if len(one) > 1)
-        self._pattern = re.compile(f"(?=(?:{wanted}))(.)", re.DOTALL) if wanted else None
+        wanted = [one for one in spellings if len(one) > 1]
+        self._pattern = re.compile(_any_of(wanted) if wanted else NEVER)
 
     def text(self, text: str) -> str:
         """A text without anything special, with GUARD wherever there was."""
@@ -57,7 +58,11 @@ class Guard:
             text.encode()
         except UnicodeEncodeError:  # half of a surrogate pair, which cannot be encoded
             text = text.encode(errors="replace").decode()
-        return self._pattern.sub(rf"\1{GUARD}", text) if self._pattern else text
+        parts, start = [], 0
+        while found := self._pattern.search(text, start):  # from the break on: spellings may overlap
+            parts.append(text[start : found.start() + 1])
+            start = found.start() + 1
+        return GUARD.join([*parts, text[start:]])
 
     def deep(self, value: Any) -> Any:
         """The same for all texts inside of a JSON value."""
@@ -68,6 +73,17 @@ class Guard:
         if isinstance(value, list | tuple):
             return [self.deep(inner) for inner in value]
         return value
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """A pattern for where one of some words begins. A letter that many share is tried once, not once for each."""
+    rests: dict[str, list[str]] = {}
+    for word in words:
+        if not word:
+            return ""
+        rests.setdefault(word[0], []).append(word[1:])
+    branches = [re.escape(letter) + _any_of(rest) for letter, rest in sorted(rests.items())]
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
 def read_turns(messages: Messages, guard: Guard, split: Callable[[str], tuple[str, str]]) -> list[Turn]:

@@ -129,8 +129,9 @@ class ChatTemplate:
             "add_generation_prompt": not begun,
             "bos_token": self._tokenizer.bos_token or "",
             "eos_token": self._tokenizer.eos_token or "",
+            "tools": (tools or None) if self._defines_tools else None,
         }
-        text = render(self._template, values | ({"tools": tools} if tools and self._defines_tools else {}))
+        text = render(self._template, values)
         head, cut, _ = text.partition(_CUT)
         if begun and not cut:
             raise TemplateRefusal("the model's chat template does not show the last message, which is to be continued")

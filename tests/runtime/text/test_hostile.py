@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deepseek_runtime.text.messages import GUARD, Guard
 from deepseek_runtime.text.template import ChatTemplate, TemplateRefusal
 from deepseek_runtime.text.tokenizer import Tokenizer
 from releases import ROLES, write_text_side
@@ -101,6 +102,14 @@ def test_no_character_of_a_users_text_is_lost(name: str, content: str, release: 
     template = release(name)
     ids = template.encode([{"role": "user", "content": content}]).ids
     assert content in template._tokenizer.decode(ids)
+
+
+@given(spellings=st.sets(st.text("<ab>", min_size=2, max_size=4), max_size=5), text=st.text("<ab>", max_size=20))
+def test_a_guarded_text_spells_nothing_between_its_breaks(spellings: set[str], text: str) -> None:
+    """Even where one spelling begins within another."""
+    guarded = Guard(spellings).text(text)
+    assert guarded.replace(GUARD, "") == text
+    assert not any(spelling in part for part in guarded.split(GUARD) for spelling in spellings)
 
 
 def test_nesting_beyond_all_reason_is_refused(release: Release) -> None:

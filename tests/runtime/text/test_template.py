@@ -1,11 +1,14 @@
 """Conversations as the releases' models have seen them, token for token."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deepseek_runtime.text.template import ChatTemplate, TemplateRefusal
+from deepseek_runtime.text.tokenizer import Tokenizer
+from releases import write_text_side
 
 Release = Callable[[str], ChatTemplate]
 
@@ -218,6 +221,13 @@ class TestTools:
         old = [user(), call, {"role": "function", "name": "f", "content": "1"}]
         new = [user(), calling(("x", "f", "{}")), result("x", "1")]
         assert release(name).render(old) == release(name).render(new)
+
+    def test_none_of_them_is_none_for_the_template(self, tmp_path: Path) -> None:
+        source = "{{ 'no tools' if tools is none else tools[0].function.description }}<｜Assistant｜>"
+        write_text_side(tmp_path, source, (BOS, EOS, USER, ASSISTANT))
+        template = ChatTemplate(tmp_path, Tokenizer(tmp_path))
+        assert template.render([user()]) == f"no tools{ASSISTANT}"
+        assert template.render([user()], tools=[TOOL]) == f"Tells the weather.{ASSISTANT}"
 
     @pytest.mark.parametrize("name", ["v3.2", "kimi"])
     def test_an_unknown_form_of_calls_is_refused(self, name: str, release: Release) -> None:

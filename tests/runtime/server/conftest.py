@@ -49,6 +49,8 @@ class SlowEcho(EchoExecutor):
 class EchoServer:
     """Engine, health and HTTP server; names `echo` and `org/echo`; a context of 512 tokens."""
 
+    max_model_len = 512
+
     def __init__(
         self, folder: Path, *, max_running: int = 4, max_queued: int = 8, speculative_tokens: int = 0, **state: Any
     ) -> None:
@@ -68,7 +70,7 @@ class EchoServer:
             tokenizer=self.tokenizer,
             template=template,
             grammars=Grammars(self.tokenizer, template.dialect),
-            max_model_len=512,
+            max_model_len=self.max_model_len,
             places=max_running + max_queued,
         )
         self.url = f"http://127.0.0.1:{self.http.port}"
@@ -107,6 +109,7 @@ class ScriptedServer(EchoServer):
     """A server whose model says what `executor.say` told it."""
 
     executor: ScriptedExecutor
+    max_model_len = 2048
 
     def make_executor(self) -> ScriptedExecutor:
         return ScriptedExecutor(self.tokenizer)

@@ -97,7 +97,7 @@ def test_a_models_card_says_what_it_can_do(release_server: Callable[[str], Any],
     assert card["capabilities"]["reasoning"] == reasoning
     assert card["capabilities"]["reasoning_variable"] == ("thinking" if reasoning == "switch" else None)
     assert card["capabilities"]["tools"] is True
-    assert card["max_model_len"] == 512
+    assert card["max_model_len"] == 2048
 
 
 def test_log_probabilities_cover_the_reasoning_too(v31: Any) -> None:

@@ -1,7 +1,7 @@
 """What `config.json` says about the maths, read raw: old and new field names, defaults of the hub's own code.
 
 Every field that changes the maths is followed, or refused by name where its value is not what is computed here; so is
-one on which the public implementations disagree. All others (dropout, auxiliary losses, training, names) are ignored.
+one on which the public implementations disagree, and one that is not known at all (`config_fields` has the lists).
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deepseek_runtime.model.fields import ConfigError, Fields, Json, Values
+from deepseek_runtime.model import config_fields as known
+from deepseek_runtime.model.config_fields import Family
+from deepseek_runtime.model.fields import ConfigError, Fields
+from deepseek_runtime.model.script_config import is_script_config, translate
 from deepseek_runtime.sizing import ModelShape
 
 __all__ = ["ConfigError", "ModelConfig", "RopeConfig", "RouterConfig", "load_config", "parse_config"]
-
-Family = Literal["v3", "v2"]
 
 ARCHITECTURES: dict[str, Family] = {"DeepseekV3ForCausalLM": "v3", "DeepseekV2ForCausalLM": "v2"}
 """Moonlight and Kimi-K2 call themselves DeepseekV3ForCausalLM."""
@@ -119,108 +120,61 @@ class ModelConfig:
         return layer < self.num_dense_layers
 
 
-def load_config(path: Path) -> ModelConfig:
-    """Read `config.json` of a checkpoint folder."""
-    file = path / "config.json"
+def load_config(folder: Path, instead: Path | None = None) -> ModelConfig:
+    """Read `config.json` of a checkpoint folder, or the file that is given instead of it."""
+    file = instead or folder / "config.json"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}; is this a checkpoint folder in the hub's layout?") from error
+        hint = "" if instead else "; is this a checkpoint folder in the hub's layout?"
+        raise ConfigError(f"{file}: {error.strerror}{hint}") from error
     except ValueError as error:
         raise ConfigError(f"{file}: not valid JSON: {error}") from error
-    return parse_config(raw)
+    try:
+        return parse_config(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{instead}, in place of {error}") from error if instead else error
 
 
 def parse_config(raw: object) -> ModelConfig:
-    """The typed form of a raw `config.json`; ConfigError names what is missing or cannot be followed."""
+    """The typed form of a raw `config.json`, in the hub's names or in those of DeepSeek's own script.
+
+    ConfigError names what is missing or cannot be followed.
+    """
     given = Fields(raw, "config.json")
+    if is_script_config(given):
+        given = translate(given)
     family = _family(given)
-    fields = given.with_defaults(_DEFAULTS[family])
-    fields.demand(_COMPUTED | _COMPUTED_BY_FAMILY[family])
+    fields = given.with_defaults(known.DEFAULTS[family])
+    fields.demand(known.COMPUTED | known.COMPUTED_BY_FAMILY[family])
+    fields.allow(known.FOLLOWED | known.COMPUTED.keys() | known.HARMLESS)
     config = _model(fields, family)
     _check_shape(config)
     return config
 
 
-# What the hub's own configuration classes assume where a field is absent. The MTP layer is no part of a model's
-# answer, so without a word about it there is none.
-_DEFAULTS: dict[Family, Json] = {
-    "v3": {
-        "q_lora_rank": 1536,
-        "first_k_dense_replace": 3,
-        "n_shared_experts": 1,
-        "n_group": 8,
-        "topk_group": 4,
-        "topk_method": "noaux_tc",
-        "scoring_func": "sigmoid",
-        "norm_topk_prob": True,
-        "routed_scaling_factor": 2.5,
-    },
-    "v2": {
-        "q_lora_rank": 1536,
-        "first_k_dense_replace": 0,
-        "n_shared_experts": 2,
-        "topk_method": "greedy",
-        "scoring_func": "softmax",
-        "norm_topk_prob": False,
-        "routed_scaling_factor": 1.0,
-    },
-}
-# The only values computed here of fields that change the maths; None stands for an absent field or null.
-_COMPUTED: dict[str, Values] = {
-    "hidden_act": ("silu", None),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "tie_word_embeddings": (False, None),
-    "moe_layer_freq": (1, None),
-    "mlp_layer_types": (None,),
-    "layer_types": (None,),
-    "num_nextn_predict_layers": (0, 1, None),
-    "index_topk": (None,),
-    "sliding_window": (None,),
-    "rope_interleave": (True, None),
-    "partial_rotary_factor": (1, None),
-    "original_max_position_embeddings": (None,),  # transformers lets it overrule the one in rope_scaling
-}
-_COMPUTED_BY_FAMILY: dict[Family, dict[str, Values]] = {
-    "v3": {"scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
-    # With norm_topk_prob DeepSeek's own code for V2 normalises and leaves routed_scaling_factor out, vLLM does both,
-    # transformers scales and ignores the field. No published checkpoint sets it, so none of the three can be checked.
-    "v2": {
-        "scoring_func": ("softmax",),
-        "topk_method": ("greedy", "group_limited_greedy"),
-        "norm_topk_prob": (False, None),
-    },
-}
-_COMPUTED_ROPE: dict[str, Values] = {
-    "truncate": (True, None),
-    "attention_factor": (None,),
-    "partial_rotary_factor": (1, None),
-}
-# Layers that stay unquantised (modules_to_not_convert, ignored_layers) need no field: each tensor's own type tells.
-_COMPUTED_FP8: dict[str, Values] = {
-    "quant_method": ("fp8",),
-    "fmt": ("e4m3", None),
-    "activation_scheme": ("dynamic", None),
-    "scale_fmt": ("ue8m0", None),
-}
-
-
 def _family(fields: Fields) -> Family:
     """By `architectures`; `model_type` counts where that is absent, and must not contradict it."""
     named, kind = fields.get("architectures"), str(fields.get("model_type"))
-    if not named:
-        if kind not in MODEL_TYPES:
-            known = ", ".join(MODEL_TYPES)
-            raise ConfigError(f"config.json: without architectures, model_type is {kind}, known are {known}")
-        return MODEL_TYPES[kind]
-    architecture = str(named[0] if isinstance(named, list) else named)
-    if architecture not in ARCHITECTURES:
-        raise ConfigError(f"config.json: architectures is {architecture}, known are {', '.join(ARCHITECTURES)}")
-    family = ARCHITECTURES[architecture]
-    if MODEL_TYPES.get(kind, family) != family:
+    if not named and kind not in MODEL_TYPES:
+        listed = ", ".join(MODEL_TYPES)
+        raise ConfigError(f"config.json: without architectures, model_type is {kind}, known are {listed}")
+    architecture = _only(named) if named else None
+    family = ARCHITECTURES[architecture] if architecture else MODEL_TYPES[kind]
+    if fields.get("model_type") is not None and MODEL_TYPES.get(kind) != family:
         raise ConfigError(f"config.json: model_type is {kind}, which contradicts architectures {architecture}")
     return family
+
+
+def _only(named: object) -> str:
+    """The one architecture that a file names."""
+    names = named if isinstance(named, list) else [named]
+    if len(names) != 1:
+        raise ConfigError(f"config.json: architectures is {json.dumps(named)}, expected one name")
+    architecture = str(names[0])
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(f"config.json: architectures is {architecture}, known are {', '.join(ARCHITECTURES)}")
+    return architecture
 
 
 def _model(fields: Fields, family: Family) -> ModelConfig:
@@ -251,22 +205,31 @@ def _model(fields: Fields, family: Family) -> ModelConfig:
 
 def _rope(fields: Fields) -> RopeConfig:
     """transformers 5 writes everything into `rope_parameters`, all others `rope_theta` and `rope_scaling`."""
-    theta = fields.real("rope_theta", 10000.0)
-    found = [
-        _rope_section(section, section.real("rope_theta", theta))
-        for name in ("rope_parameters", "rope_scaling")
-        if (section := fields.section(name))
-    ]
+    sections = [section for name in ("rope_parameters", "rope_scaling") if (section := fields.section(name))]
+    found = [_rope_section(section, _theta(section, fields)) for section in sections]
     if len(set(found)) > 1:
         raise ConfigError("config.json: rope_parameters and rope_scaling disagree; keep the one that is right")
-    return found[0] if found else RopeConfig(theta)
+    return found[0] if found else RopeConfig(_theta(fields, fields))
+
+
+def _theta(section: Fields, outer: Fields) -> float:
+    """The base of the rotation, by its section or else by the field outside, which may not differ."""
+    bases = [fields.real("rope_theta") for fields in (section, outer) if fields.get("rope_theta") is not None]
+    if len(set(bases)) > 1:
+        raise ConfigError(f"{section.of('rope_theta')} is {bases[0]:g}, but {outer.of('rope_theta')} is {bases[1]:g}")
+    theta = bases[0] if bases else 10000.0
+    if theta <= 1:
+        raise ConfigError(f"{section.of('rope_theta')} is {theta:g}, expected more than 1, such as 10000")
+    return theta
 
 
 def _rope_section(section: Fields, theta: float) -> RopeConfig:
-    kind = section.get("rope_type") or section.get("type") or "default"
-    if kind not in ("default", "yarn"):
-        raise ConfigError(f"{section.of('type')} is {kind}, known are yarn and default")
-    section.demand(_COMPUTED_ROPE)
+    kinds = {str(name) for field in ("rope_type", "type") if (name := section.get(field))}
+    kind = next(iter(kinds), "default")
+    if len(kinds) > 1 or kind not in ("default", "yarn"):
+        raise ConfigError(f"{section.of('type')} is {' and '.join(sorted(kinds))}, known are yarn and default")
+    section.demand(known.COMPUTED_ROPE)
+    section.allow(known.COMPUTED_ROPE.keys() | (known.FOLLOWED_YARN if kind == "yarn" else known.FOLLOWED_ROPE))
     if kind == "default":
         return RopeConfig(theta)
     mscale, mscale_all_dim = _mscales(section)
@@ -304,7 +267,7 @@ def _router(fields: Fields, family: Family) -> RouterConfig:
         chosen_groups=(fields.whole_or_zero("topk_group") or 1) if grouped else 1,
         group_score="top2_sum" if family == "v3" else "max",
         has_bias=family == "v3",
-        normalise=bool(fields.get("norm_topk_prob")),
+        normalise=family == "v3" and fields.flag("norm_topk_prob"),
         scale=fields.real("routed_scaling_factor"),
     )
 
@@ -326,7 +289,8 @@ def _check_shape(config: ModelConfig) -> None:
 def _fp8_block(section: Fields | None) -> tuple[int, int] | None:
     if section is None:
         return None
-    section.demand(_COMPUTED_FP8)
+    section.demand(known.COMPUTED_FP8)
+    section.allow(known.COMPUTED_FP8.keys() | known.KNOWN_FP8)
     block = section.get("weight_block_size")
     if not isinstance(block, list | tuple) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
         raise ConfigError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 Json = Mapping[str, Any]
 Values = tuple[Any, ...]
 MAX_REAL = 1e30
 """JSON knows integers that no float holds, and Python's reader takes NaN and Infinity."""
+MAX_SHOWN = 60
 
 
 class ConfigError(ValueError):
@@ -40,12 +41,28 @@ class Fields:
         raw = self._raw.get(name)
         return None if raw in (None, {}) else Fields(raw, self.of(name), ".")
 
+    def allow(self, names: Set[str]) -> None:
+        """ConfigError for the first field with another name, unless its value says nothing: null, false, 0, empty."""
+        for name, value in self._raw.items():
+            if value and name not in names:
+                raise ConfigError(
+                    f"{self.of(name)} is {_shown(value)}, a field that this runtime does not know; it may change what "
+                    "is computed: take it out only if you know that it does not"
+                )
+
     def demand(self, computed: Mapping[str, Values]) -> None:
         """ConfigError for the first field with a value other than those given."""
         for name, allowed in computed.items():
-            if (value := self.get(name)) not in allowed:
+            if not any(_same(value := self.get(name), known) for known in allowed):
                 shown = " or ".join(json.dumps(known) for known in allowed if known is not None) or "its absence"
                 raise ConfigError(f"{self.of(name)} is {json.dumps(value)}, this runtime computes only {shown}")
+
+    def flag(self, name: str) -> bool:
+        """True or false, as JSON has them."""
+        value = self.get(name)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.of(name)} is {json.dumps(value)}, expected true or false")
+        return value
 
     def whole(self, name: str) -> int:
         """A positive integer."""
@@ -72,3 +89,14 @@ class Fields:
         if type(value) not in (int, float) or not 0 < value < MAX_REAL:
             raise ConfigError(f"{self.of(name)} is {json.dumps(value)}, expected a positive number")
         return float(value)
+
+
+def _same(value: object, known: object) -> bool:
+    """Equality in which 1 is not true."""
+    return value == known and isinstance(value, bool) == isinstance(known, bool)
+
+
+def _shown(value: object) -> str:
+    """A value as JSON, cut where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

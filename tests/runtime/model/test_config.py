@@ -32,6 +32,11 @@ def refusal(raw: object) -> str:
         ({"architectures": ["LlamaForCausalLM"]}, "architectures is LlamaForCausalLM, known are DeepseekV3ForCausalLM"),
         ({"architectures": ["DeepseekV32ForCausalLM"]}, "architectures is DeepseekV32ForCausalLM"),
         ({"architectures": [], "model_type": "llama"}, "without architectures, model_type is llama, known are"),
+        (
+            {"architectures": ["DeepseekV3ForCausalLM", "LlamaForCausalLM"]},
+            'architectures is ["DeepseekV3ForCausalLM",',
+        ),
+        ({"model_type": "deepseek_v32"}, "model_type is deepseek_v32, which contradicts architectures Deepseek"),
         ({"model_type": "deepseek_v2"}, "model_type is deepseek_v2, which contradicts architectures Deepseek"),
         ({"hidden_act": "gelu"}, 'hidden_act is "gelu"'),
         ({"attention_bias": True}, "attention_bias is true"),
@@ -62,6 +67,10 @@ def refusal(raw: object) -> str:
         (fp8(activation_scheme="static"), 'quantization_config.activation_scheme is "static"'),
         (fp8(scale_fmt="e4m3"), 'quantization_config.scale_fmt is "e4m3"'),
         (fp8(weight_block_size=None), "quantization_config.weight_block_size is null"),
+        ({"rope_theta": 1, "rope_scaling": None}, "rope_theta is 1, expected more than 1"),
+        ({"rope_theta": 1}, "rope_scaling.rope_theta is 1, expected more than 1"),
+        (yarn(rope_theta=50000), "rope_scaling.rope_theta is 50000, but config.json: rope_theta is 10000"),
+        (yarn(rope_type="default"), "rope_scaling.type is default and yarn, known are"),
         ({"n_group": 3}, "n_group 3 does not divide n_routed_experts 8"),
         ({"num_experts_per_tok": 5}, "num_experts_per_tok 5 of the 4 experts"),
         ({"qk_rope_head_dim": 15}, "qk_rope_head_dim is 15, but dims are rotated in pairs"),
@@ -70,6 +79,38 @@ def refusal(raw: object) -> str:
 )
 def test_maths_that_is_not_built_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
     assert f"config.json: {said}" in refusal(v3_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+        ({"use_qk_norm": True}, "use_qk_norm is true"),
+        ({"swiglu_limit": 10}, "swiglu_limit is 10"),
+        ({"embedding_multiplier": 12.0}, "embedding_multiplier is 12.0"),
+        ({"residual_multiplier": 0.22}, "residual_multiplier is 0.22"),
+        ({"expert_dtype": "fp4"}, 'expert_dtype is "fp4"'),
+        ({"pruned_heads": {"0": [1]}}, 'pruned_heads is {"0": [1]}'),
+        (yarn(llama_4_scaling_beta=0.1), "rope_scaling.llama_4_scaling_beta is 0.1"),
+        ({"rope_scaling": None, "rope_parameters": {"full_attention": YARN}}, "rope_parameters.full_attention is {"),
+        ({"rope_scaling": {"factor": 40}}, "rope_scaling.factor is 40"),
+        (fp8(weight_dtype="int4"), 'quantization_config.weight_dtype is "int4"'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_field_that_nobody_here_has_heard_of_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
+    message = refusal(v3_config(**changes))
+    assert message.startswith(f"config.json: {said}")
+    assert "a field that this runtime does not know" in message
+
+
+@pytest.mark.parametrize("value", [None, False, 0, 0.0, "", [], {}])
+def test_an_unknown_field_without_a_value_is_passed_over(value: object) -> None:
+    assert parse_config(v3_config(future_field=value)) == parse_config(v3_config())
+
+
+def test_a_long_value_is_not_repeated_in_full() -> None:
+    assert len(refusal(v3_config(future_field=list(range(1000))))) < 300
 
 
 @pytest.mark.parametrize(
@@ -93,6 +134,11 @@ def test_v2_is_refused_what_only_v3_computes(changes: dict[str, Any], said: str)
         ({"num_hidden_layers": True}, "num_hidden_layers is true, expected an integer"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is NaN, expected a positive number"),
         ({"rope_scaling": "yarn"}, 'rope_scaling is "yarn", expected an object'),
+        ({"norm_topk_prob": "false"}, 'norm_topk_prob is "false", expected true or false'),
+        ({"norm_topk_prob": 7}, "norm_topk_prob is 7, expected true or false"),
+        ({"norm_topk_prob": None}, "norm_topk_prob is null, expected true or false"),
+        ({"attention_bias": "false"}, 'attention_bias is "false", this runtime computes only false'),
+        ({"moe_layer_freq": True}, "moe_layer_freq is true, this runtime computes only 1"),
         (fp8(weight_block_size=[128, "128"]), 'weight_block_size is [128, "128"]'),
     ],
 )
@@ -135,7 +181,9 @@ def test_fields_without_influence_are_ignored() -> None:
         "ep_size": 8,
         "num_key_value_heads": 1,
         "head_dim": 64,
-        "future_field": "x",
+        "temperature": 0.6,
+        "_name_or_path": "somewhere",
+        "transformers_version": "5.24.0",
         "seq_aux": False,
         "pretraining_tp": 2,
         "auto_map": {"AutoModel": "modeling_deepseek.DeepseekV3Model"},

@@ -22,8 +22,12 @@ from deepseek_runtime.engine.scheduler import Scheduler, Slot
 from deepseek_runtime.engine.sequence import FinishReason, Sequence
 from deepseek_runtime.engine.speculation import Speculation
 from deepseek_runtime.engine.step import Operation
+from deepseek_runtime.engine.tally import Tally
 
 logger = logging.getLogger(__name__)
+
+STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Leader(Protocol):
@@ -36,7 +40,7 @@ class Leader(Protocol):
 
     def draft(self, slots: Rows[Slot], sampled: Mapping[int, Rows[Sampled]]) -> None: ...
 
-    def rebalance(self) -> None: ...
+    def rebalance(self) -> float | None: ...
 
     def announce(self, operation: Operation) -> None: ...
 
@@ -45,12 +49,14 @@ class Leader(Protocol):
 class Token:
     """The next token of a sequence; with a finish reason it is the last one.
 
-    `cached` is how many tokens of the prompt did not need to be computed.
+    `cached` is how many tokens of the prompt did not need to be computed, `admitted_at` when the first step of the
+    sequence began, in seconds of the monotonic clock.
     """
 
     sampled: Sampled
     finish_reason: FinishReason | None
     cached: int = 0
+    admitted_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,9 @@ class EngineStats:
     """A consistent look at the engine. `step_age` is the time in seconds since it last proved progress.
 
     `prefix_queries` are tokens looked up in the prefix cache, `prefix_hits` those found there, `prefix_evictions` known
-    blocks that had to be emptied.
+    blocks that had to be emptied. `blocks` counts those of all pools. `step_tokens` and `step_seconds` are the engine's
+    own and go on counting. `expert_load` is the work of the busiest rank over the mean when experts were last looked
+    at, None before; `corrupted` counts sequences whose logits were no numbers.
     """
 
     running: int
@@ -109,6 +117,12 @@ class EngineStats:
     speculation: Speculation
     steps: int
     step_age: float
+    blocks: int
+    block_size: int
+    step_tokens: Tally
+    step_seconds: Tally
+    expert_load: float | None
+    corrupted: int
 
 
 class Engine:
@@ -143,6 +157,10 @@ class Engine:
         self._stopping = False
         self._ids = itertools.count()
         self._steps = 0
+        self._step_tokens = Tally(STEP_TOKENS)
+        self._step_seconds = Tally(STEP_SECONDS)
+        self._expert_load: float | None = None
+        self._corrupted = 0
         self._progress = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -218,6 +236,12 @@ class Engine:
             speculation=self._runner.speculation.snapshot(),
             steps=self._steps,
             step_age=time.monotonic() - self._progress,
+            blocks=sum(pool.num_blocks for pool in scheduler.pools),
+            block_size=scheduler.pools[0].block_size,
+            step_tokens=self._step_tokens,
+            step_seconds=self._step_seconds,
+            expert_load=self._expert_load,
+            corrupted=self._corrupted,
         )
 
     def _run(self) -> None:
@@ -227,6 +251,7 @@ class Engine:
                 if not self._stopping:
                     self._step()
         except NumericsError as error:
+            self._corrupted += 1
             logger.error("%s", error)
             self.fail(str(error))
         except Exception:
@@ -248,14 +273,19 @@ class Engine:
     def _step(self) -> None:
         slots = self._scheduler.schedule()
         if slots:
+            started = time.monotonic()
+            for slot in slots:
+                slot.sequence.admitted_at = slot.sequence.admitted_at or started
             sampled = self._runner.lead(slots)
             self._steps += 1
             self._give_up_faulty(slots)
             self._scheduler.commit(slots, {id_: [token.token for token in tokens] for id_, tokens in sampled.items()})
             self._deliver(slots, sampled)
             self._runner.draft(slots, sampled)
+            self._step_tokens.add(sum(slot.length for slot in slots))
+            self._step_seconds.add(time.monotonic() - started)
             if self._rebalance_every and self._steps % self._rebalance_every == 0:
-                self._runner.rebalance()
+                self._expert_load = self._runner.rebalance()
         else:
             self._runner.announce(Operation.STEP)
         self._progress = time.monotonic()
@@ -280,8 +310,8 @@ class Engine:
             *ahead, last = tokens
             sink = entry[1].sink
             for token in ahead:
-                sink(Token(token, None, sequence.cached))
-            sink(Token(last, sequence.finish_reason, sequence.cached))
+                sink(Token(token, None, sequence.cached, sequence.admitted_at))
+            sink(Token(last, sequence.finish_reason, sequence.cached, sequence.admitted_at))
             if sequence.finish_reason is not None:
                 self._forget(sequence.id)
 

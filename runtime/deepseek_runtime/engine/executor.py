@@ -138,12 +138,13 @@ class ModelExecutor:
         rows = list(compress(range(len(own)), own))
         return self._run_mtp(parts, [tail.left for tail, _ in going], _take(self._hidden, rows))
 
-    def rebalance(self) -> None:
-        """Let ranks whose experts are chosen more often than others' give some away."""
+    def rebalance(self) -> float:
+        """Let ranks whose experts are chosen more often than others' give some away; the busiest's work until now."""
         balance = self._model.rebalance()
         if balance.moved and self._group.rank == 0:
             text = "moved %d experts: the busiest rank did %.2f times the mean, now %.2f"
             logger.info(text, balance.moved, balance.before, balance.after)
+        return balance.before
 
     def _run_mtp(self, parts: list[SequencePlan], drafts: list[int], hidden: Tensor) -> Tensor:
         """One pass of the MTP layer; what it makes of the last token of each sequence stays for the next pass."""

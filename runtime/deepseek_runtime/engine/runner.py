@@ -55,8 +55,8 @@ class Executor(Protocol):
         """One draft further: `tokens` [N] were chosen from the last drafting's logits; logits of those that go on."""
         ...
 
-    def rebalance(self) -> None:
-        """Even out the work of the ranks, between two steps."""
+    def rebalance(self) -> float | None:
+        """Even out the work of the ranks, between two steps; that of the busiest over the mean until now, if known."""
         ...
 
 
@@ -101,10 +101,10 @@ class Runner:
         for slot, drafts in zip(slots, self._speculate(outcome), strict=True):
             slot.sequence.drafts = drafts
 
-    def rebalance(self) -> None:
-        """Have all ranks even out their work."""
+    def rebalance(self) -> float | None:
+        """Have all ranks even out their work; that of the busiest over the mean until now, if known."""
         self.announce(Operation.REBALANCE)
-        self._executor.rebalance()
+        return self._executor.rebalance()
 
     def announce(self, operation: Operation) -> None:
         """Tell the other ranks something that needs no computation."""

@@ -39,6 +39,8 @@ class Sequence:
     cached: int = 0
     rank: int = 0
     preemptions: int = 0
+    admitted_at: float | None = None
+    """When the first step with a part of it began, in seconds of the monotonic clock."""
     fault: Exception | None = None
     """Why this sequence alone cannot go on: what its request's grammar raised where the next token was to be chosen."""
 

@@ -23,7 +23,7 @@ class ToolForm:
     """The wire form of tool calls and of their results.
 
     A fenced call is `function<sep>NAME`, a line break and the arguments in a fenced block; a bare one
-    `NAME<sep>ARGUMENTS`. Results are written one behind the other, in the order of the calls.
+    `NAME<sep>ARGUMENTS`. Results are written in the order of the calls.
     """
 
     style: Literal["fenced", "bare"]
@@ -44,7 +44,7 @@ class ToolForm:
 
     @property
     def between(self) -> str:
-        """What stands between two calls."""
+        """What stands between two calls, and between two results."""
         return "\n" if self.style == "fenced" else ""
 
     def around(self, name: str) -> tuple[str, str]:
@@ -65,7 +65,7 @@ class ToolForm:
     def write_results(self, results: Sequence[str]) -> str:
         """The results of a turn's calls, in the order of the calls."""
         written = (self.result_begin + result + self.result_end for result in results)
-        return self.results_begin + "".join(written) + self.results_end
+        return self.results_begin + self.between.join(written) + self.results_end
 
 
 FENCED = ToolForm("fenced", results_begin="<｜tool▁outputs▁begin｜>", results_end="<｜tool▁outputs▁end｜>")

@@ -43,7 +43,7 @@ def fenced(*calls: str) -> str:
 
 
 def outputs(*results: str) -> str:
-    each = "".join(f"<｜tool▁output▁begin｜>{one}<｜tool▁output▁end｜>" for one in results)
+    each = "\n".join(f"<｜tool▁output▁begin｜>{one}<｜tool▁output▁end｜>" for one in results)
     return f"<｜tool▁outputs▁begin｜>{each}<｜tool▁outputs▁end｜>"
 
 

@@ -30,7 +30,9 @@ class Answer:
 
     async def respond(self) -> Response:
         """The answer in the way that the body asks for."""
-        return EventStream(self._frames(), self.generation.close) if self.body.stream else await self._whole()
+        if not self.body.stream:
+            return await self._whole()
+        return EventStream(self._frames(), self.generation.close, patience=self.generation.send_timeout)
 
     async def _whole(self) -> Response:
         pieces: list[Piece] = []

@@ -167,6 +167,7 @@ class Generation:
     def __init__(self, state: ServerState, service: Service, job: Job) -> None:
         self.prompt_tokens = sum(map(len, job.prompts))
         self.count = len(job.prompts) * job.n
+        self.send_timeout = state.send_timeout
         self._state = state
         self._job = job
         self._engine = service.engine

@@ -49,8 +49,9 @@ class EventStream(Response):
     """A stream of frames as server-sent events, ended by `[DONE]`, or by a frame with `error` when it fails midway.
 
     None among the frames becomes a comment, which keeps proxies from cutting a silent connection. `close` is called at
-    the end in any case, also when the client left before the first frame was asked for. A client that takes nothing for
-    `patience` seconds while there is something for it is cut off.
+    the end in any case, also when the client left before the first frame was asked for, with the reason why whatever is
+    unfinished never will be. A client that takes nothing for `patience` seconds while there is something for it is cut
+    off.
     """
 
     media_type = "text/event-stream"
@@ -58,7 +59,7 @@ class EventStream(Response):
     def __init__(
         self,
         frames: AsyncGenerator[bytes | None, None],
-        close: Callable[[], None],
+        close: Callable[[str], None],
         *,
         done: bytes = frame(b"[DONE]"),
         patience: float = 30.0,
@@ -75,9 +76,11 @@ class EventStream(Response):
         sender = asyncio.ensure_future(self._send_all(send))
         gone = asyncio.ensure_future(_disconnect(receive))
         self._watch(sender)
+        reason = "client_disconnect"
         try:
             await asyncio.wait({sender, gone}, return_when=asyncio.FIRST_COMPLETED)
             if sender.cancelled():
+                reason = "slow_client"
                 logger.info("client %s took nothing of its stream for %g s", _peer(scope), self._patience)
             elif sender.done():
                 sender.result()
@@ -86,7 +89,7 @@ class EventStream(Response):
         finally:
             self._timer.cancel()
             await _end(sender, gone)
-            self._close()
+            self._close(reason)
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -57,7 +57,8 @@ def model_details(service: Service) -> dict[str, Any]:
 class ServerState:
     """The server from its first second on; the service comes later, when weights are loaded.
 
-    Times are in seconds. `unread_limit` is how many tokens of a choice may wait for a client that does not read.
+    Times are in seconds. A client that does not read is given up when more than `unread_limit` tokens of a choice wait
+    for it, or when it takes nothing for `send_timeout`.
     """
 
     names: Sequence[str]
@@ -66,6 +67,7 @@ class ServerState:
     request_timeout: float = 600.0
     keep_alive: float = 10.0
     unread_limit: int = 4096
+    send_timeout: float = 30.0
     courier: Courier = field(default_factory=Courier)
     created: int = field(default_factory=lambda: int(time.time()))
     service: Service | None = None

@@ -198,9 +198,10 @@ def layout_problem(shape: ModelShape, layout: Layout) -> str | None:
 def _problems(shape: ModelShape, layout: Layout) -> Iterator[str]:
     ranks, experts = layout.ranks, shape.experts + layout.redundant_experts
     if experts % ranks and layout.redundant_experts:
+        valid = next_redundant(shape.experts, layout.redundant_experts, ranks)
         yield (
             f"{shape.experts} + {layout.redundant_experts} redundant experts do not divide over {ranks} ranks; "
-            f"the next valid number of redundant experts is {_next_redundant(shape, layout)}"
+            f"the next valid number of redundant experts is {valid}"
         )
     elif experts % ranks:
         valid = next_divisor(experts, ranks)
@@ -232,10 +233,16 @@ def _grid_problems(shape: ModelShape, ranks: int) -> Iterator[str]:
             )
 
 
-def _next_redundant(shape: ModelShape, layout: Layout) -> int:
-    """The number of redundant experts, from the layout's on, with which all divide over its ranks; 0 stays 0."""
+def next_redundant(experts: int, redundant: int, ranks: int) -> int:
+    """The smallest number of redundant experts, from `redundant` on, with which all divide over the ranks."""
+    return redundant + -(experts + redundant) % ranks
+
+
+def with_even_redundancy(shape: ModelShape, layout: Layout) -> Layout:
+    """The layout with the next number of redundant experts that divides over its ranks; none stays none."""
     wanted = layout.redundant_experts
-    return wanted + -(shape.experts + wanted) % layout.ranks if wanted else 0
+    even = next_redundant(shape.experts, wanted, layout.ranks) if wanted else 0
+    return replace(layout, redundant_experts=even)
 
 
 def next_divisor(total: int, ranks: int) -> int:
@@ -304,7 +311,7 @@ def advise(shape: ModelShape, layout: Layout, memory_bytes: int) -> str:
     judged = estimate(shape, layout, memory_bytes)
     if judged.fits:
         return judged.sentence
-    near = replace(layout, redundant_experts=_next_redundant(shape, layout))
+    near = with_even_redundancy(shape, layout)
     found = [
         smallest_nodes(shape, replace(near, attention=a), memory_bytes) for a in (layout.attention, "tensor", "data")
     ]

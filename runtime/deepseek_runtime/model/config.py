@@ -133,7 +133,9 @@ def load_config(folder: Path, instead: Path | None = None) -> ModelConfig:
     try:
         return parse_config(raw)
     except ConfigError as error:
-        raise ConfigError(f"{instead}, in place of {error}") from error if instead else error
+        if instead is None:
+            raise
+        raise ConfigError(f"{instead}, in place of {error}") from error
 
 
 def parse_config(raw: object) -> ModelConfig:

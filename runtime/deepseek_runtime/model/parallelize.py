@@ -116,5 +116,5 @@ def _check_experts(experts: int, redundant: int, ranks: int) -> None:
         )
     raise ParallelError(
         f"{experts} + {redundant} redundant experts do not divide over {ranks} ranks; "
-        f"the next valid number of redundant experts is {placement.next_redundant(experts, redundant, ranks)}"
+        f"the next valid number of redundant experts is {sizing.next_redundant(experts, redundant, ranks)}"
     )

@@ -34,11 +34,6 @@ def initial(experts: int, redundant: int) -> list[int]:
     return [slot % experts for slot in range(experts + redundant)]
 
 
-def next_redundant(experts: int, redundant: int, ranks: int) -> int:
-    """The smallest number of redundant experts, from `redundant` on, with which the slots divide over the ranks."""
-    return redundant + -(experts + redundant) % ranks
-
-
 def place(loads: Loads, slots: int, cluster: Cluster) -> list[int]:
     """The expert of each slot, balanced for these loads of each expert; `slots` divide over the ranks.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from deepseek_runtime.model.config import ModelConfig
+
+_MTP_MARKS = ("enorm", "hnorm", "eh_proj")
 
 
 class Placement(Enum):
@@ -59,15 +61,26 @@ def parameters(config: ModelConfig) -> Iterator[Parameter]:
         yield from _mtp(config, f"model.layers.{layer}")
 
 
-def is_known_surplus(config: ModelConfig, name: str) -> bool:
-    """Whether a tensor is one that checkpoints carry and the model does without.
+def mtp_tensors(config: ModelConfig, names: Collection[str]) -> list[str]:
+    """Those of the MTP layer among a checkpoint's tensors, whatever the configuration says of it.
+
+    It is the layer behind the main ones, if that has what only an MTP layer has: otherwise it is a main layer too many.
+    """
+    prefix = f"model.layers.{config.num_layers}."
+    if not any(f"{prefix}{mark}.weight" in names for mark in _MTP_MARKS):
+        return []
+    return [name for name in names if name.startswith(prefix)]
+
+
+def known_surplus(config: ModelConfig, names: Collection[str]) -> set[str]:
+    """The tensors that checkpoints carry and the model does without.
 
     The MTP layer repeats embedding and head; a model configured without MTP may still come with that layer.
     """
     prefix = f"model.layers.{config.num_layers}."
-    copies = (f"{prefix}embed_tokens.weight", f"{prefix}shared_head.head.weight")
-    unused_mtp = config.num_mtp_layers == 0 and name.startswith(prefix)
-    return name in copies or unused_mtp or name.endswith(".rotary_emb.inv_freq")
+    unused = {f"{prefix}embed_tokens.weight", f"{prefix}shared_head.head.weight"}
+    mtp = {name for name in mtp_tensors(config, names) if config.num_mtp_layers == 0 or name in unused}
+    return mtp | {name for name in names if name.endswith(".rotary_emb.inv_freq")}
 
 
 def _layer(config: ModelConfig, layer: int) -> Iterator[Parameter]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deepseek_runtime.model.config import ModelConfig
-from deepseek_runtime.model.sharding import Parameter, is_known_surplus, parameters
+from deepseek_runtime.model.sharding import Parameter, known_surplus, parameters
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -59,17 +59,40 @@ def read_index(folder: Path) -> Index:
     found: Index = {}
     for name in sorted(set(promised.values())) if promised is not None else [SINGLE_NAME]:
         try:
-            found |= read_header(folder / name)
+            header = read_header(folder / name)
         except CheckpointError as error:
             problems.append(str(error))
-        else:
-            listed = [tensor for tensor, file in (promised or {}).items() if file == name]
-            problems += [
-                f"{name}: {tensor} is in {INDEX_NAME} but not in the file" for tensor in listed if tensor not in found
-            ]
+            continue
+        listed = [tensor for tensor, file in (promised or {}).items() if file == name]
+        problems += [
+            f"{name}: {tensor} is in {INDEX_NAME} but not in the file" for tensor in listed if tensor not in header
+        ]
+        problems += [
+            f"{tensor}: is in {found[tensor].file.name} and in {name}; remove the file that does not belong here"
+            for tensor in sorted(header.keys() & found.keys())
+        ]
+        found |= header
     if problems:
         raise CheckpointError.listing(folder, problems)
     return found
+
+
+def size_contradiction(folder: Path, index: Index) -> str | None:
+    """A sentence where the index file promises another number of bytes than the files hold."""
+    file = folder / INDEX_NAME
+    metadata = json.loads(file.read_text(encoding="utf-8")).get("metadata") if file.exists() else None
+    promised = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if promised is None or promised == (held := _data_bytes(index)):
+        return None
+    return f"{file}: total_size is {promised}, but the files hold {held} bytes of tensors; are they of one version?"
+
+
+def _data_bytes(index: Index) -> int:
+    """Bytes of the files behind their headers."""
+    starts: dict[Path, int] = {}
+    for info in index.values():
+        starts[info.file] = min(info.offset, starts.get(info.file, info.offset))
+    return sum(file.stat().st_size - start for file, start in starts.items())
 
 
 def _promised(folder: Path) -> dict[str, str] | None:
@@ -123,18 +146,13 @@ def _tensor(file: Path, name: str, entry: dict[str, Any], start: int) -> TensorI
     return TensorInfo(file, dtype, shape, start + begin)
 
 
-def mtp_tensors(config: ModelConfig, index: Iterable[str]) -> list[str]:
-    """Those of the MTP layer, whatever the configuration says of it; conversions often drop them."""
-    return [name for name in index if name.startswith(f"model.layers.{config.num_layers}.")]
-
-
 def check(config: ModelConfig, index: Index) -> list[str]:
     """Every tensor that is missing, unexpected, or not of the shape or type that the configuration implies."""
     expected = {parameter.name: parameter for parameter in parameters(config)}
     problems = [problem for parameter in expected.values() for problem in _problems(config, parameter, index)]
     scales = {p.scale_name for p in expected.values() if p.name not in index or index[p.name].dtype == FP8}
-    surplus = [name for name in index if name not in expected and name not in scales]
-    return problems + [f"{name}: unexpected tensor" for name in surplus if not is_known_surplus(config, name)]
+    known = expected.keys() | scales | known_surplus(config, index.keys())
+    return problems + [f"{name}: unexpected tensor" for name in index if name not in known]
 
 
 def _problems(config: ModelConfig, parameter: Parameter, index: Index) -> Iterator[str]:

@@ -20,7 +20,8 @@ from deepseek_runtime.kernels.interface import Kernels
 from deepseek_runtime.model.config import ConfigError, ModelConfig, load_config
 from deepseek_runtime.model.model import DeepSeekV3Model
 from deepseek_runtime.model.parallelize import Attention, ParallelError, Shard
-from deepseek_runtime.weights.index import CheckpointError, Index, check, mtp_tensors, read_index
+from deepseek_runtime.model.sharding import mtp_tensors
+from deepseek_runtime.weights.index import CheckpointError, Index, check, read_index, size_contradiction
 from deepseek_runtime.weights.machine import free_memory, hardware_of
 from deepseek_runtime.weights.read import Progress
 from deepseek_runtime.weights.read_parts import Part, Target, plan_parts, read_weights
@@ -58,17 +59,19 @@ def load_model(  # noqa: PLR0913 (what distinguishes one rank's model from anoth
     residency: Wanted = "auto",
     batch_invariant: bool = False,
     mtp: bool = True,
+    config_file: Path | None = None,
     on_progress: Progress | None = None,
     on_loaded: Callable[[LoadSummary], None] | None = None,
 ) -> DeepSeekV3Model:
     """This rank's part of the model in `path`, computing in `dtype`; `on_progress` gets bytes read and to read.
 
     Without `mtp` the MTP layer is neither read nor held, nor has it a layer of the cache: nothing can draft.
+    `config_file` is read in place of the checkpoint's `config.json`.
     Raises CheckpointError, before anything is read, with everything that is wrong with configuration and files.
     """
     free = _least_free(device, group)
     try:
-        config, index = inspect(path, mtp=mtp)
+        config, index = inspect(path, mtp=mtp, config_file=config_file)
         shard = Shard.of(config, group.rank, group.world_size, attention=attention, redundant_experts=redundant_experts)
     except (ConfigError, ParallelError) as error:
         raise CheckpointError(str(error)) from error
@@ -77,11 +80,11 @@ def load_model(  # noqa: PLR0913 (what distinguishes one rank's model from anoth
     )
     parts = plan_parts(shard, index)
     target = Target(device, dtype, fnuz=hardware_of(device).fnuz)
-    choice = choose(residency, _situation(parts, config, target, kernels, free))
+    layout = sizing.Layout(1, group.world_size, attention, redundant_experts, split_dense=False)
+    choice = choose(residency, _situation(parts, config, target, kernels, free, layout))
     if group.rank == 0:
         logger.info("%s", choice.sentence)
-        if not mtp and (unread := mtp_tensors(config, index)):
-            logger.info("the %d tensors of the MTP layer stay unread: nothing is to be drafted", len(unread))
+        _say_what_is_odd(path, config, index, mtp=mtp, configured=load_config(path, config_file).num_mtp_layers)
     target = replace(target, keeps_fp8=choice.keeps_fp8)
     started = time.monotonic()
     loaded = read_weights(parts, shard, target, on_progress)
@@ -92,13 +95,24 @@ def load_model(  # noqa: PLR0913 (what distinguishes one rank's model from anoth
     return DeepSeekV3Model(shard, loaded.weights, group, kernels)
 
 
-def inspect(path: Path, *, mtp: bool = True) -> tuple[ModelConfig, Index]:
+def _say_what_is_odd(path: Path, config: ModelConfig, index: Index, *, mtp: bool, configured: int) -> None:
+    """Log what is no error and yet may surprise."""
+    tensors = mtp_tensors(config, index)
+    if tensors and not mtp:
+        logger.info("the %d tensors of the MTP layer stay unread: nothing is to be drafted", len(tensors))
+    if configured and not tensors:
+        logger.warning("%s: config.json has an MTP layer and the files have none: nothing can be drafted", path)
+    if sentence := size_contradiction(path, index):
+        logger.warning("%s", sentence)
+
+
+def inspect(path: Path, *, mtp: bool = True, config_file: Path | None = None) -> tuple[ModelConfig, Index]:
     """Configuration and tensors of a checkpoint that is complete and consistent.
 
     Where `mtp` is not wanted, or that layer was dropped by whoever converted the checkpoint, the configuration returned
     has none; tensors of it that are there anyway are no problem.
     """
-    config = load_config(path)
+    config = load_config(path, config_file)
     index = read_index(path)
     if not (mtp and mtp_tensors(config, index)):
         config = replace(config, num_mtp_layers=0)
@@ -114,7 +128,9 @@ def _least_free(device: torch.device, group: Group) -> int:
     return int(group.all_reduce_sum(free).min())
 
 
-def _situation(parts: list[Part], config: ModelConfig, target: Target, kernels: Kernels, free: int) -> Situation:
+def _situation(
+    parts: list[Part], config: ModelConfig, target: Target, kernels: Kernels, free: int, layout: sizing.Layout
+) -> Situation:
     token = config.num_cache_layers * config.cache_width * target.dtype.itemsize
     return Situation(
         kept=_held(parts, target),
@@ -123,6 +139,8 @@ def _situation(parts: list[Part], config: ModelConfig, target: Target, kernels: 
         free=free,
         compute_type=str(target.dtype).removeprefix("torch."),
         hardware=hardware_of(target.device),
+        shape=config.shape,
+        layout=layout,
         decodes_fp8=kernels.decodes_fp8,
     )
 

@@ -6,10 +6,10 @@ use, which enough memory makes unnecessary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from deepseek_runtime.sizing import GIB
+from deepseek_runtime.sizing import GIB, Layout, ModelShape, layout_problem, weight_bytes, with_even_redundancy
 from deepseek_runtime.weights.index import CheckpointError
 
 Wanted = Literal["auto", "fp8", "compute"]
@@ -45,7 +45,7 @@ class Situation:
     """One rank's numbers, in bytes: weights with blocks kept and with them in the compute type, and the memory.
 
     `cache` is the least that a cache needs, `free` the least that any rank has. `decodes_fp8` tells that kernels read
-    FP8 as fast as dense weights.
+    FP8 as fast as dense weights. `shape` and `layout` are the model's and its group's.
     """
 
     kept: int
@@ -54,7 +54,13 @@ class Situation:
     free: int
     compute_type: str
     hardware: Hardware
+    shape: ModelShape
+    layout: Layout
     decodes_fp8: bool = False
+
+    def needs(self, weights: int) -> int:
+        """Memory for weights of that size, for loading them, and for the least cache."""
+        return int(weights * MARGIN) + self.cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +72,33 @@ class Choice:
 
 
 def choose(wanted: Wanted, now: Situation) -> Choice:
-    """Decide for a rank; CheckpointError where the weights do not fit into the memory that is free."""
+    """Decide for a rank; CheckpointError where weights and the least cache do not fit into the memory that is free."""
     choice = _choose(wanted, now)
-    needed = now.kept if choice.keeps_fp8 else now.dense
-    if needed > now.free:
-        hint = "keep them in FP8 or use more ranks" if now.kept < needed else "use more ranks"
+    weights = now.kept if choice.keeps_fp8 else now.dense
+    if now.needs(weights) > now.free:
         raise CheckpointError(
-            f"weights of {_gib(needed)} a rank do not fit into {_gib(now.free)} of free memory: {hint}"
+            f"weights of {_gib(weights)} a rank, 10 % more to load them and a cache of {_gib(now.cache)} "
+            f"do not fit into {_gib(now.free)} of free memory: {_way_out(now, weights)}"
         )
     return choice
+
+
+def _way_out(now: Situation, weights: int) -> str:
+    """What to do: FP8 where that fits, the next number of ranks that fits, or else another machine."""
+    keep = "keep them in FP8 or " if weights > now.kept and now.needs(now.kept) <= now.free else ""
+    ranks = _ranks_that_fit(now, weights)
+    return f"{keep}use {ranks} ranks" if ranks else f"{keep}free memory: no number of ranks like this one fits"
+
+
+def _ranks_that_fit(now: Situation, weights: int) -> int | None:
+    """The next larger group whose ranks have room: each one's weights shrink as the planner's do."""
+    here = weight_bytes(now.shape, now.layout)
+    for ranks in range(now.layout.ranks + 1, now.shape.experts + now.layout.redundant_experts + 1):
+        layout = with_even_redundancy(now.shape, replace(now.layout, nodes=1, per_node=ranks))
+        share = weight_bytes(now.shape, layout) / here
+        if layout_problem(now.shape, layout) is None and now.needs(int(weights * share)) <= now.free:
+            return ranks
+    return None
 
 
 def _choose(wanted: Wanted, now: Situation) -> Choice:
@@ -85,7 +109,7 @@ def _choose(wanted: Wanted, now: Situation) -> Choice:
     if why := "as --weights fp8 says" if wanted == "fp8" else _reason_to_keep(now):
         return _keep(now, why)
     wide = f"{_gib(now.dense)} of {now.compute_type}, 10 % more and a cache of {_gib(now.cache)}"
-    if now.dense * MARGIN + now.cache > now.free:
+    if now.needs(now.dense) > now.free:
         return _keep(now, f"{wide} do not fit into the free {_gib(now.free)}")
     return _widen(now, f"{now.hardware.name} does not multiply FP8, and {wide} fit into the free {_gib(now.free)}")
 

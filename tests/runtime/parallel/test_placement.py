@@ -10,7 +10,6 @@ from deepseek_runtime.model.placement import (
     Cluster,
     imbalance,
     initial,
-    next_redundant,
     pack,
     place,
     rank_loads,
@@ -18,6 +17,7 @@ from deepseek_runtime.model.placement import (
     settle,
 )
 from deepseek_runtime.model.rebalance import plan_moves
+from deepseek_runtime.sizing import next_redundant
 
 Case = tuple[list[int], int, Cluster]
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from deepseek_runtime.dist.group import Group
 from deepseek_runtime.weights.index import INDEX_NAME, CheckpointError, read_header
-from deepseek_runtime.weights.load import inspect
+from deepseek_runtime.weights.load import inspect, load_model
 from tiny_checkpoint import (
     Tensors,
     quantise_all,
@@ -147,8 +149,6 @@ def test_an_empty_folder_is_explained(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_one_file_needs_no_index(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     write_checkpoint(tmp_path, v2_lite_config())
     for file in (FIRST, SECOND, INDEX_NAME):
         (tmp_path / file).unlink()
@@ -160,6 +160,60 @@ def test_a_conversion_that_dropped_the_mtp_layer_loads_without_it(folder: Path) 
     tensors = {name: t for name, t in random_tensors(v3_config(), 0).items() if ".layers.3." not in name}
     write_tensors(folder, v3_config(), tensors)
     assert inspect(folder)[0].num_mtp_layers == 0
+
+
+def test_a_main_layer_too_many_is_not_taken_for_an_mtp_layer(folder: Path) -> None:
+    """Three main layers, and a config that says two."""
+    tensors = {name: t for name, t in random_tensors(v3_config(), 0).items() if ".layers.3." not in name}
+    for mtp in (0, 1):
+        write_tensors(folder, v3_config(num_hidden_layers=2, num_nextn_predict_layers=mtp), tensors)
+        message = refusal(folder)
+        assert "model.layers.2.self_attn.o_proj.weight: unexpected tensor" in message
+        assert f"{sum('.layers.2.' in name for name in tensors)} problems" in message
+
+
+def test_an_mtp_layer_that_lost_a_tensor_is_not_taken_for_none(folder: Path) -> None:
+    for lost in ("enorm", "hnorm", "eh_proj"):
+        message = rewrite(folder, lambda tensors, lost=lost: tensors.pop(f"model.layers.3.{lost}.weight"))  # type: ignore[misc]
+        assert f"model.layers.3.{lost}.weight: missing" in message
+
+
+def logged_by_loading(folder: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Warnings while a checkpoint is loaded."""
+    caplog.clear()
+    load_model(folder, Group(), device=torch.device("cpu"), dtype=torch.float32)
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_checkpoint_that_lost_its_mtp_layer_says_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert logged_by_loading(folder, caplog) == []
+    tensors = {name: t for name, t in random_tensors(v3_config(), 0).items() if ".layers.3." not in name}
+    write_tensors(folder, v3_config(), tensors)
+    (sentence,) = logged_by_loading(folder, caplog)
+    assert "config.json has an MTP layer and the files have none: nothing can be drafted" in sentence
+    write_tensors(folder, v3_config(num_nextn_predict_layers=0), tensors)
+    assert logged_by_loading(folder, caplog) == []
+
+
+def test_a_tensor_in_two_files_is_refused_with_both_names(folder: Path) -> None:
+    name = "model.embed_tokens.weight"
+    save_file({**load_file(folder / SECOND), name: torch.zeros(200, 160, dtype=torch.bfloat16)}, folder / SECOND)
+    message = refusal(folder)
+    assert f"{name}: is in {FIRST} and in {SECOND}" in message
+    assert "1 problem:" in message
+
+
+def test_an_index_that_promises_another_size_is_said_and_loaded(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    index = json.loads((folder / INDEX_NAME).read_text())
+    held = index["metadata"]["total_size"]
+    index["metadata"]["total_size"] = held + 1
+    (folder / INDEX_NAME).write_text(json.dumps(index))
+    (sentence,) = logged_by_loading(folder, caplog)
+    assert f"total_size is {held + 1}, but the files hold {held} bytes of tensors" in sentence
+    nothing: list[object] = [{}, None, []]
+    for metadata in nothing:
+        (folder / INDEX_NAME).write_text(json.dumps({**index, "metadata": metadata}))
+        assert logged_by_loading(folder, caplog) == []
 
 
 def test_an_mtp_layer_that_is_not_configured_is_passed_over(folder: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_runtime.sizing import ACCELERATORS, GIB
+from deepseek_runtime.sizing import ACCELERATORS, DEEPSEEK_V3_671B, GIB, Attention, Layout, weight_bytes
 from deepseek_runtime.weights.index import CheckpointError
 from deepseek_runtime.weights.machine import available_bytes, container_bytes
 from deepseek_runtime.weights.residency import Hardware, Situation, Wanted, choose
@@ -13,7 +13,15 @@ from deepseek_runtime.weights.residency import Hardware, Situation, Wanted, choo
 CPU = Hardware("this CPU")
 A100, H100, L40S = Hardware.nvidia((8, 0)), Hardware.nvidia((9, 0)), Hardware.nvidia((8, 9))
 ROOMY = Situation(
-    kept=10 * GIB, dense=20 * GIB, cache=GIB, free=80 * GIB, compute_type="bfloat16", hardware=A100, decodes_fp8=False
+    kept=10 * GIB,
+    dense=20 * GIB,
+    cache=GIB,
+    free=80 * GIB,
+    compute_type="bfloat16",
+    hardware=A100,
+    shape=DEEPSEEK_V3_671B,
+    layout=Layout(nodes=1, per_node=8, split_dense=False),
+    decodes_fp8=False,
 )
 
 
@@ -78,21 +86,49 @@ def test_a_checkpoint_without_fp8_leaves_no_choice() -> None:
     assert "no FP8 to keep" in choice.sentence
 
 
+@pytest.mark.parametrize("hardware", [A100, H100])
+@pytest.mark.parametrize(("wanted", "weights"), [("fp8", 10), ("compute", 20)])
+def test_weights_that_do_not_fit_are_refused_to_the_byte(wanted: Wanted, weights: int, hardware: Hardware) -> None:
+    """Room for loading and for the least cache counts, whoever chose the form."""
+    enough = replace(ROOMY, hardware=hardware, free=weights * GIB * 11 // 10 + GIB)
+    choose(wanted, enough)
+    sentence = rf"{weights}\.00 GiB a rank, 10 % more to load them and a cache of 1\.00 GiB do not fit into"
+    with pytest.raises(CheckpointError, match=sentence):
+        choose(wanted, replace(enough, free=enough.free - 1))
+
+
+def test_auto_refuses_what_fits_in_neither_form() -> None:
+    with pytest.raises(CheckpointError, match=r"10\.00 GiB a rank.* do not fit into 9\.00 GiB of free memory: use \d+"):
+        choose("auto", replace(ROOMY, free=9 * GIB))
+
+
+def real_model(ranks: int, free: int, redundant: int = 0, attention: Attention = "tensor") -> Situation:
+    """DeepSeek-V3 in FP8 on ranks of a size."""
+    layout = Layout(1, ranks, attention, redundant, split_dense=False)
+    kept = weight_bytes(DEEPSEEK_V3_671B, layout)
+    return replace(ROOMY, kept=kept, dense=2 * kept, free=free * GIB, layout=layout, hardware=H100)
+
+
 @pytest.mark.parametrize(
-    ("wanted", "free", "sentence"),
+    ("now", "hint"),
     [
-        ("auto", 9, r"10\.00 GiB a rank do not fit into 9\.00 GiB of free memory: use more ranks"),
-        ("fp8", 9, r"10\.00 GiB a rank do not fit into 9\.00 GiB of free memory: use more ranks"),
-        (
-            "compute",
-            19,
-            r"20\.00 GiB a rank do not fit into 19\.00 GiB of free memory: keep them in FP8 or use more ranks",
-        ),
+        (real_model(8, 78), "use 16 ranks"),
+        (real_model(8, 40), "use 32 ranks"),
+        (real_model(8, 78, redundant=32), "use 16 ranks"),
+        (real_model(8, 108, redundant=32, attention="data"), "use 9 ranks"),
+        (real_model(8, 10), "free memory: no number of ranks like this one fits"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_before_they_are_read(wanted: Wanted, free: int, sentence: str) -> None:
-    with pytest.raises(CheckpointError, match=sentence):
-        choose(wanted, replace(ROOMY, free=free * GIB))
+def test_a_refusal_names_the_next_number_of_ranks_that_fits(now: Situation, hint: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{hint}$"):
+        choose("auto", now)
+
+
+def test_a_refusal_of_wide_weights_offers_fp8_only_where_that_fits() -> None:
+    with pytest.raises(CheckpointError, match=r"keep them in FP8 or use 16 ranks$"):
+        choose("compute", real_model(8, 120))
+    with pytest.raises(CheckpointError, match=r"of free memory: use 32 ranks$"):
+        choose("compute", real_model(8, 78))
 
 
 def test_free_memory_is_what_the_kernel_calls_available(tmp_path: Path) -> None:

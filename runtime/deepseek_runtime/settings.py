@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 MAX_SPECULATIVE_TOKENS = 3
+
+LEAST_STALL_TIMEOUT = 2.0
+"""Seconds; below it a group that is merely idle or busy could not be told from one that stalls."""
 
 OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 """Threads spin for microseconds at a barrier, then sleep: to sleep at once costs a step of a hundred barriers a third
@@ -27,10 +32,12 @@ class Settings:
     """Flags of `python -m deepseek_runtime.serve`; times are in seconds, cache sizes in tokens.
 
     `speculative_tokens` None means 1 where the checkpoint has an MTP layer, else 0. With `attention` "data" each rank
-    has a cache of its own, and `kv_tokens` is the size of each.
+    has a cache of its own, and `kv_tokens` is the size of each. `config` is read in place of the checkpoint's
+    `config.json`; no flag of the server sets it.
     """
 
     model: Path
+    config: Path | None = None
     served_model_name: tuple[str, ...]
     host: str = "0.0.0.0"
     port: int = 8000
@@ -55,24 +62,38 @@ class Settings:
     stall_timeout: float = 60.0
     api_key_folder: Path | None = None
 
+    @property
+    def keep_alive(self) -> float:
+        """Seconds between two signs of life of an idle group; several of them come within `stall_timeout`."""
+        return min(5.0, self.stall_timeout / 4)
+
     def problem(self) -> str | None:
         """The first value that cannot be served with, as a sentence."""
+        return next(self._problems(), None)
+
+    def _problems(self) -> Iterator[str]:
         positive = ("max_model_len", "kv_tokens", "block_size", "max_batch_tokens", "max_running")
-        for name in (*positive, "request_timeout", "drain_timeout", "stall_timeout"):
+        for name in (*positive, "request_timeout", "drain_timeout"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                return f"--{name.replace('_', '-')} must be more than 0, not {value}"
+            if value is not None and not 0 < value < math.inf:
+                yield f"{_flag(name)} must be more than 0 and finite, not {value}"
+        if not LEAST_STALL_TIMEOUT <= self.stall_timeout < math.inf:
+            bounds = f"at least {LEAST_STALL_TIMEOUT:g} seconds and finite"
+            yield f"--stall-timeout must be {bounds}, not {self.stall_timeout:g}"
         for name in ("port", "health_port"):
             if not 0 <= getattr(self, name) <= 65535:
-                return f"--{name.replace('_', '-')} must be 0 to 65535, not {getattr(self, name)}"
+                yield f"{_flag(name)} must be 0 to 65535, not {getattr(self, name)}"
         for name in ("max_queued", "redundant_experts"):
             if getattr(self, name) < 0:
-                return f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}"
+                yield f"{_flag(name)} must not be negative, not {getattr(self, name)}"
         if not 0 <= (self.speculative_tokens or 0) <= MAX_SPECULATIVE_TOKENS:
-            return f"--speculative-tokens must be 0 to {MAX_SPECULATIVE_TOKENS}, not {self.speculative_tokens}"
+            yield f"--speculative-tokens must be 0 to {MAX_SPECULATIVE_TOKENS}, not {self.speculative_tokens}"
         if self.api_key_folder and not self.api_key_folder.is_dir():
-            return f"--api-key-folder {self.api_key_folder}: no such folder"
-        return None
+            yield f"--api-key-folder {self.api_key_folder}: no such folder"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 class StartupError(RuntimeError):

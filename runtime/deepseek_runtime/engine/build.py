@@ -75,6 +75,7 @@ def load_rank(settings: Settings, group: Group, report: Callable[[float], None])
         residency=settings.weights,
         batch_invariant=settings.batch_invariant,
         mtp=settings.speculative_tokens != 0,
+        config_file=settings.config,
         on_progress=on_progress,
     )
     group.barrier("loaded", LOAD_TIMEOUT, on_wait=logger.info)
@@ -127,6 +128,7 @@ def make_engine(settings: Settings, loaded: Loaded, device: torch.device, on_fai
         scheduler,
         max_queued=settings.max_queued,
         on_failure=on_failure,
+        keep_alive=settings.keep_alive,
         rebalance_every=REBALANCE_STEPS if settings.redundant_experts else 0,
     )
 
@@ -175,7 +177,7 @@ def _default_drafts(config: ModelConfig) -> int:
 
 def _require_mtp(settings: Settings) -> None:
     """Refuse to speculate without an MTP layer, before gigabytes are read."""
-    config, _ = inspect(settings.model)
+    config, _ = inspect(settings.model, config_file=settings.config)
     if not config.num_mtp_layers:
         raise StartupError(
             f"--speculative-tokens {settings.speculative_tokens} needs an MTP layer to draft with, "

@@ -114,12 +114,11 @@ class AbsorbedAttention {
     void score(const T* queries, const T* const* rows, int64_t count, float* scores) {
         const std::vector<Segment> segments{{0, width_, 0}};
         for (int64_t key = 0; key < count; key += BLOCK) {
-            RowBlock<P> block, next;
+            RowBlock<P> block;
             std::copy(rows + key, rows + key + BLOCK, block.rows);
-            std::copy(rows + key + BLOCK, rows + key + 2 * BLOCK, next.rows);
             multiply_block<P>(
                 block, segments, rows_, [&](int64_t row) { return queries + row * padded_; },
-                ahead_of(next, rows_),
+                ahead_of<P>(rows[key + BLOCK], rows[key + BLOCK + HALF], rows_),
                 [&](int64_t row, __m128 low, __m128 high) {
                     store4(scores + row * TILE + key, low, 4);
                     store4(scores + row * TILE + key + 4, high, 4);
@@ -136,12 +135,9 @@ class AbsorbedAttention {
                        0, 0, 0, 0, 0, 0, 0, 0};
         const auto segments = segments_of<P>(w);
         const Packed<P> packed(merged, latent, all(), segments);
-        RowBlock<P> block, next;
         for (int64_t row = 0; row < value; row += BLOCK) {
-            block.take(w, 0, row, 0, BLOCK);
-            next.take(w, 0, row + BLOCK, 0, BLOCK);
             multiply_block<P>(
-                block, segments, all(), [&](int64_t i) { return packed.row(i); }, ahead_of(next, all()),
+                Place::of(w, row), Place::of(w, row + BLOCK), segments, all(), [&](int64_t i) { return packed.row(i); },
                 [&](int64_t i, __m128 low, __m128 high) {
                     T* to = out + (i * q_.heads + head) * value + row;
                     store4(to, low, value - row);

@@ -16,13 +16,24 @@ struct Segment {
 // Cache lines of the weights that come next, fetched while the current ones are computed with.
 struct Ahead {
     const char* at[2] = {nullptr, nullptr};
-    int lines = 0;
+    int64_t lines = 0;
 
     void fetch() {
-        for (int i = 0; i < lines; i++, at[0] += 64, at[1] += 64) {
-            _mm_prefetch(at[0], _MM_HINT_T0);
-            _mm_prefetch(at[1], _MM_HINT_T0);
-        }
+        for (int64_t i = 0; i < lines; i++) next();
+    }
+
+    // Where their number is known.
+    template <int Lines>
+    void fetch() {
+#pragma GCC unroll 8
+        for (int i = 0; i < Lines; i++) next();
+    }
+
+  private:
+    void next() {
+        _mm_prefetch(at[0], _MM_HINT_T0);
+        _mm_prefetch(at[1], _MM_HINT_T0);
+        at[0] += 64, at[1] += 64;
     }
 };
 

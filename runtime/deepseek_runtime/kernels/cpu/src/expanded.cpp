@@ -120,10 +120,9 @@ class ExpandedAttention {
         const Packed<P> packed(weight, latent, q_.nope_width, segments);
         const Matrix latents{latents_, nullptr, count, latent, padded_, 0, 0, 0, 0, 0, 0, 0, 0};
         for (int64_t key = 0; key < count; key += BLOCK) {
-            RowBlock<P> block;
-            block.take(latents, 0, key, 0, BLOCK);
             multiply_block<P>(
-                block, segments, q_.nope_width, [&](int64_t n) { return packed.row(n); }, Ahead{},
+                Place::of(latents, key), Place::of(latents, key + BLOCK), segments, q_.nope_width,
+                [&](int64_t n) { return packed.row(n); },
                 [&](int64_t n, __m128 low, __m128 high) {
                     store4(keys + n * stride + key, low, 4);
                     store4(keys + n * stride + key + 4, high, 4);
@@ -145,10 +144,9 @@ class ExpandedAttention {
                        0, 0, 0, 0, 0, 0, 0, 0};
         const std::vector<Segment> segments{{0, latent, 0}};
         for (int64_t row = 0; row < value; row += BLOCK) {
-            RowBlock<P> block;
-            block.take(w, 0, row, 0, BLOCK);
             multiply_block<P>(
-                block, segments, count, [&](int64_t key) { return latents_ + key * padded_; }, Ahead{},
+                Place::of(w, row), Place::of(w, row + BLOCK), segments, count,
+                [&](int64_t key) { return latents_ + key * padded_; },
                 [&](int64_t key, __m128 low, __m128 high) {
                     T* to = values + key * value + row;
                     store4(to, low, value - row);

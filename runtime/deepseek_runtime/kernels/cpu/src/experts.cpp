@@ -33,24 +33,17 @@ struct Groups {
 template <class P>
 void gate_and_up(typename P::X* hidden, const Packed<P>& x, const std::vector<Segment>& segments, const SwiGLU& w,
                  const Groups& groups, int64_t choices, int threads) {
-    constexpr int HALF = BLOCK / 2;
     const int64_t width = w.gate.rows, blocks = (width + HALF - 1) / HALF, all = groups.count() * blocks;
     parallel_for(all, 16, threads, [&](int64_t begin, int64_t end) {
-        RowBlock<P> block, next;
-        auto take = [&](int64_t index) {
-            const int64_t expert = groups.experts[index / blocks], row = index % blocks * HALF;
-            next.take(w.gate, expert, row, 0, HALF);
-            next.take(w.up, expert, row, HALF, BLOCK);
+        auto place = [&](int64_t index) {
+            const int64_t row = index % blocks * HALF;
+            return Place{w.gate, w.up, row, row, groups.experts[index / blocks]};
         };
-        take(begin);
         for (int64_t index = begin; index < end; index++) {
-            block = next;
-            take(std::min(index + 1, all - 1));
             const int64_t group = index / blocks, row = index % blocks * HALF, first = groups.starts[group];
             multiply_block<P>(
-                block, segments, groups.tokens(group),
+                place(index), place(std::min(index + 1, all - 1)), segments, groups.tokens(group),
                 [&](int64_t m) { return x.row(groups.pairs[first + m] / choices); },
-                ahead_of(next, groups.tokens(group)),
                 [&](int64_t m, __m128 gate, __m128 up) {
                     store4(hidden + (first + m) * width + row, _mm_mul_ps(silu(gate), up), width - row);
                 });
@@ -65,19 +58,15 @@ void down(float* out, const Packed<P>& hidden, const std::vector<Segment>& segme
     const int64_t width = w.down.rows, blocks = (width + BLOCK - 1) / BLOCK;
     parallel_for(blocks, 8, threads, [&](int64_t begin, int64_t end) {
         const int64_t own = end - begin, all = groups.count() * own;
-        RowBlock<P> block, next;
-        auto take = [&](int64_t index) {
-            next.take(w.down, groups.experts[index / own], (begin + index % own) * BLOCK, 0, BLOCK);
+        auto place = [&](int64_t index) {
+            return Place::of(w.down, (begin + index % own) * BLOCK, groups.experts[index / own]);
         };
-        take(0);
         for (int64_t index = 0; index < all; index++) {
-            block = next;
-            take(std::min(index + 1, all - 1));
             const int64_t group = index / own, row = (begin + index % own) * BLOCK, left = width - row;
             const int64_t first = groups.starts[group];
             multiply_block<P>(
-                block, segments, groups.tokens(group), [&](int64_t m) { return hidden.row(first + m); },
-                ahead_of(next, groups.tokens(group)),
+                place(index), place(std::min(index + 1, all - 1)), segments, groups.tokens(group),
+                [&](int64_t m) { return hidden.row(first + m); },
                 [&](int64_t m, __m128 low, __m128 high) {
                     const int64_t pair = groups.pairs[first + m];
                     float* to = out + pair / choices * width + row;

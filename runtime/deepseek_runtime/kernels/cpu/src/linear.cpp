@@ -16,15 +16,11 @@ void linear(Out* out, const typename P::X* x, int64_t x_stride, int64_t tokens, 
         const int64_t count = std::min(pass, tokens - first);
         const int64_t blocks = (w.rows + BLOCK - 1) / BLOCK;
         parallel_for(blocks, 8, threads, [&](int64_t begin, int64_t end) {
-            RowBlock<P> block, next;
-            next.take(w, 0, begin * BLOCK, 0, BLOCK);
-            for (int64_t b = begin; b < end; b++) {
-                block = next;
-                next.take(w, 0, std::min(b + 1, blocks - 1) * BLOCK, 0, BLOCK);
-                const int64_t row = b * BLOCK, left = w.rows - row;
+            for (int64_t row = begin * BLOCK; row < std::min(end * BLOCK, w.rows); row += BLOCK) {
+                const int64_t left = w.rows - row;
                 multiply_block<P>(
-                    block, segments, count, [&](int64_t token) { return packed.row(first + token); },
-                    ahead_of(next, count),
+                    Place::of(w, row), Place::of(w, row + BLOCK), segments, count,
+                    [&](int64_t token) { return packed.row(first + token); },
                     [&](int64_t token, __m128 low, __m128 high) {
                         Out* to = out + (first + token) * w.rows + row;
                         store4(to, low, left);

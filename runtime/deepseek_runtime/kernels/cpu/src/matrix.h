@@ -22,7 +22,7 @@ struct Matrix {
     int32_t type;
 };
 
-constexpr int BLOCK = 8;
+constexpr int BLOCK = 8, HALF = BLOCK / 2;
 
 // The segments of a row, and where each begins in packed activations.
 template <class P>
@@ -77,41 +77,116 @@ class Packed {
     int64_t stride_, rows_;
 };
 
-// Eight weight rows, the last one repeated where there are fewer, with the scales of their blocks.
+// Row `row` of matrix `slot` of a stack, the last one where there are fewer.
+template <class P>
+const typename P::W* row_at(const Matrix& w, int64_t slot, int64_t row) {
+    return static_cast<const typename P::W*>(w.values) + slot * w.stack_stride + std::min(row, w.rows - 1) * w.stride;
+}
+
+// Where eight weight rows lie: four that begin at row `first` of `a`, and four at `second` of `b`, the last ones repeated
+// where there are fewer.
+struct Place {
+    const Matrix &a, &b;
+    int64_t first, second, slot;
+
+    // Eight rows of one matrix.
+    static Place of(const Matrix& w, int64_t row, int64_t slot = 0) { return {w, w, row, row + HALF, slot}; }
+
+    bool whole() const { return first + HALF <= a.rows && second + HALF <= b.rows; }
+
+    const Matrix& matrix(int r) const { return r < HALF ? a : b; }
+    int64_t row(int r) const { return std::min(r < HALF ? first + r : second + r - HALF, matrix(r).rows - 1); }
+
+    // The multipliers of row r's blocks.
+    const float* scales(int r) const {
+        const Matrix& w = matrix(r);
+        return w.scale + slot * w.scale_stack_stride + (w.row_offset + row(r)) / w.block_rows * w.scale_stride;
+    }
+};
+
+// Eight weight rows that lie anywhere, with the scales of their blocks.
 template <class P>
 struct RowBlock {
     const typename P::W* rows[BLOCK];
     const float* scales[BLOCK];
 
-    // Row r of `half` rows comes from `w`, of the other half (for gate and up together) from `other`.
-    void take(const Matrix& w, int64_t slot, int64_t first, int from, int to) {
-        const auto* values = static_cast<const typename P::W*>(w.values) + slot * w.stack_stride;
-        for (int r = from; r < to; r++) {
-            const int64_t row = std::min(first + r - from, w.rows - 1);
-            rows[r] = values + row * w.stride;
-            if (P::scaled)
-                scales[r] = w.scale + slot * w.scale_stack_stride + (w.row_offset + row) / w.block_rows * w.scale_stride;
+    RowBlock() = default;
+    explicit RowBlock(const Place& place) {
+        for (int r = 0; r < BLOCK; r++) {
+            rows[r] = row_at<P>(place.matrix(r), place.slot, place.row(r));
+            if (P::scaled) scales[r] = place.scales(r);
         }
     }
 };
 
-// What to fetch while a block is multiplied by so many tokens: the next block's rows, which lie `BLOCK / 2`
-// together. Measured on Zen 5: the processor's own prefetching is better where each row is just streamed, apart from a
-// row's first lines, and blind to the gaps of computation otherwise.
+// Cache lines of the rows of half a block in one step.
 template <class P>
-Ahead ahead_of(const RowBlock<P>& next, int64_t tokens) {
-    constexpr int lines_of_step = BLOCK / 2 * (P::step * sizeof(typename P::W)) / 64;
-    Ahead ahead;
-    if (tokens <= 2 && !P::scaled) {
-        for (const auto* row : next.rows)
-            for (int line = 0; line < 2; line++) _mm_prefetch(reinterpret_cast<const char*>(row) + 64 * line, _MM_HINT_T0);
-        return ahead;
-    }
-    ahead.at[0] = reinterpret_cast<const char*>(next.rows[0]);
-    ahead.at[1] = reinterpret_cast<const char*>(next.rows[BLOCK / 2]);
+constexpr int lines_of_step = HALF * P::step * sizeof(typename P::W) / 64;
+
+// What to fetch while a block is multiplied by so many tokens: eight rows that come next, four from `a` and four from `b`.
+// Measured on Zen 5: the processor's own prefetching is better where bf16 rows are just streamed, and blind behind the
+// gaps of computation otherwise.
+template <class P>
+Ahead ahead_of(const typename P::W* a, const typename P::W* b, int64_t tokens) {
+    Ahead ahead{{reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(b)}};
     const int64_t tiles = (tokens + 2) / 3;
-    ahead.lines = static_cast<int>((lines_of_step + tiles - 1) / tiles);
+    if (tokens > 2 || P::scaled) ahead.lines = (lines_of_step<P> + tiles - 1) / tiles;
     return ahead;
+}
+template <class P>
+Ahead ahead_of(const Place& next, int64_t tokens) {
+    return ahead_of<P>(row_at<P>(next.a, next.slot, next.first), row_at<P>(next.b, next.slot, next.second), tokens);
+}
+
+// The sums of a whole block for one token, in the order in which `tile` adds.
+//
+// Inlined, so that addresses stay in registers: were they read back from memory that was just written in other widths, each
+// block would wait until the one before it has arrived, which cost a third of a core's bandwidth.
+template <class P>
+inline __attribute__((always_inline)) __m256 multiply_one(const Place& place, const Place& next,
+                                                          const std::vector<Segment>& segments, const typename P::X* x) {
+    constexpr int lanes = 64 / sizeof(typename P::X);
+    const auto *a = row_at<P>(place.a, place.slot, place.first), *b = row_at<P>(place.b, place.slot, place.second);
+    const int64_t stride_a = place.a.stride, stride_b = place.b.stride;
+    Ahead ahead;
+    if constexpr (P::scaled) ahead = ahead_of<P>(next, 1);
+    __m512 sum[BLOCK], total[BLOCK];
+    const float* scales[BLOCK];
+    if constexpr (P::scaled)
+        for (int r = 0; r < BLOCK; r++) scales[r] = place.scales(r);
+#pragma GCC unroll 8
+    for (int r = 0; r < BLOCK; r++) sum[r] = total[r] = _mm512_setzero_ps();
+    for (size_t s = 0; s < segments.size(); s++) {
+        const Segment segment = segments[s];
+        const auto *low = a + segment.at, *high = b + segment.at;
+        const auto* activations = x + segment.packed;
+        auto step = [&](auto&& load_weights) __attribute__((always_inline)) {
+            typename P::Vector v[P::vectors];
+#pragma GCC unroll 8
+            for (int i = 0; i < P::vectors; i++) v[i] = P::activations(activations + i * lanes);
+#pragma GCC unroll 8
+            for (int r = 0; r < BLOCK; r++) {
+                typename P::Vector w[P::vectors];
+                load_weights(r < HALF ? low + r * stride_a : high + (r - HALF) * stride_b, w);
+#pragma GCC unroll 8
+                for (int i = 0; i < P::vectors; i++) sum[r] = P::add_product(sum[r], w[i], v[i]);
+            }
+            low += P::step, high += P::step, activations += P::step;
+            if constexpr (P::scaled) ahead.template fetch<lines_of_step<P>>();
+        };
+        int64_t left = segment.count;
+        for (; left >= P::step; left -= P::step) step([](const auto* w, auto* v) { P::weights(w, v); });
+        if (left) step([&](const auto* w, auto* v) { P::weights(w, left, v); });
+        if constexpr (P::scaled) {
+#pragma GCC unroll 8
+            for (int r = 0; r < BLOCK; r++) {
+                total[r] = _mm512_fmadd_ps(sum[r], _mm512_set1_ps(scales[r][s]), total[r]);
+                sum[r] = _mm512_setzero_ps();
+            }
+        }
+    }
+    const auto& all = P::scaled ? total : sum;
+    return _mm256_set_m128(lane_sums(all[4], all[5], all[6], all[7]), lane_sums(all[0], all[1], all[2], all[3]));
 }
 
 // sink(token, low, high) gets the sums of a block's rows 0-3 and 4-7 for every token; x(token) is its packed row.
@@ -140,6 +215,18 @@ void multiply_block(const RowBlock<P>& block, const std::vector<Segment>& segmen
     while (tokens - m > 4 || tokens - m == 3) run(m, std::integral_constant<int, 3>{}), m += 3;
     while (tokens - m >= 2) run(m, std::integral_constant<int, 2>{}), m += 2;
     if (m < tokens) run(m, std::integral_constant<int, 1>{});
+}
+
+// The same for rows at a place, with those at `next` fetched meanwhile.
+template <class P, class Rows, class Sink>
+inline __attribute__((always_inline)) void multiply_block(const Place& place, const Place& next,
+                                                          const std::vector<Segment>& segments, int64_t tokens, Rows&& x,
+                                                          Sink&& sink) {
+    if (tokens == 1 && place.whole()) {
+        const __m256 sums = multiply_one<P>(place, next, segments, x(0));
+        return sink(0, _mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+    }
+    multiply_block<P>(RowBlock<P>(place), segments, tokens, x, ahead_of<P>(next, tokens), sink);
 }
 
 // Calls f with the policy for activations and weights of these types; false where there is none.

@@ -49,7 +49,7 @@ def finish_reason(piece: Piece, *, called: bool, calling: Calling) -> str | None
 
     | ended by | no call | a call | a call that the client named |
     |---|---|---|---|
-    | the model, or a grammar that is complete | stop | tool_calls (legacy: function_call) | stop |
+    | an end token, or a grammar that is complete | stop | tool_calls (legacy: function_call) | stop |
     | a stop string | stop | stop | stop |
     | `max_tokens` or the context | length | length | length |
     """

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from deepseek_runtime.dist.topology import Topology, TopologyError
-from deepseek_runtime.offline.fetch import resolve, with_config
+from deepseek_runtime.model.config import load_config
+from deepseek_runtime.offline.fetch import resolve
 from deepseek_runtime.offline.launch import INTERRUPTED, launch
 from deepseek_runtime.offline.order import Order, parse
 from deepseek_runtime.settings import Settings, StartupError
@@ -40,11 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         topology = Topology.from_env(os.environ)
         order = parse(given)
         folder = resolve(order.model, console)
-        with with_config(folder, order.config) as model:
-            settings = _settings(order, str(model))
-            if order.processes > 1 and "RANK" not in os.environ:
-                return launch(order.processes, MODULE, _with_model(given, folder))
-            return _Rank(order, settings, topology, console).run()
+        if order.config:
+            load_config(folder, order.config)  # refused here, before anything slow is imported
+        settings = _settings(order, folder)
+        if order.processes > 1 and "RANK" not in os.environ:
+            return launch(order.processes, MODULE, _with_model(given, folder))
+        return _Rank(order, settings, topology, console).run()
     except (StartupError, TopologyError, DownloadError, ValueError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
@@ -59,17 +61,18 @@ def _with_model(arguments: list[str], folder: Path) -> list[str]:
     return [*arguments[:end], "--model", str(folder), *arguments[end:]]
 
 
-def _settings(order: Order, model: str) -> Settings:
+def _settings(order: Order, model: Path) -> Settings:
     """The engine's settings, in which all questions find room."""
     from deepseek_runtime.serve import parse as parse_engine
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            settings = parse_engine(["--model", model, *order.engine])
+            settings = parse_engine(["--model", str(model), *order.engine])
     except SystemExit as error:  # it has printed its usage, of which one sentence concerns this command
         raise StartupError(said.getvalue().rpartition("error: ")[2].strip()) from error
-    return replace(settings, max_queued=max(settings.max_queued, len(order.questions or ())))
+    places = max(settings.max_queued, len(order.questions or ()))
+    return replace(settings, max_queued=places, config=order.config)
 
 
 class _Rank:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -53,27 +49,3 @@ def _bar_report(bar: Bar, title: str) -> Report:
         bar.update(task, completed=progress.bytes_done, total=progress.bytes_total)
 
     return report
-
-
-@contextmanager
-def with_config(folder: Path, config: Path | None) -> Iterator[Path]:
-    """A folder like the checkpoint's but for its `config.json`, which is `config`: links in a temporary folder.
-
-    Raises StartupError for a file that cannot be read or is no JSON object; the model judges its fields.
-    """
-    if config is None:
-        yield folder
-        return
-    try:
-        fields = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not valid JSON: {error}"
-        raise StartupError(f"--config {config}: {reason}") from error
-    if not isinstance(fields, dict):
-        raise StartupError(f"--config {config}: expected a JSON object, found {type(fields).__name__}")
-    with tempfile.TemporaryDirectory(prefix="dsv3-") as name:
-        for file in folder.iterdir():
-            if file.name != "config.json":
-                (Path(name) / file.name).symlink_to(file.resolve())
-        (Path(name) / "config.json").symlink_to(config.resolve())
-        yield Path(name)

@@ -12,7 +12,7 @@ from typing import NoReturn
 from deepseek_runtime.settings import Settings, StartupError
 
 DESCRIPTION = "Answer questions in this process, or on every rank that torchrun starts, without a server."
-SERVER_FIELDS = {"model", "served_model_name", "host", "port", "health_port", "api_key_folder"}
+SERVER_FIELDS = {"model", "config", "served_model_name", "host", "port", "health_port", "api_key_folder"}
 ENGINE_FIELDS = [field for field in dataclasses.fields(Settings) if field.name not in SERVER_FIELDS]
 EPILOG = "Flags of the engine, as `python -m deepseek_runtime.serve --help` explains them: " + ", ".join(
     f"--{field.name.replace('_', '-')}" for field in ENGINE_FIELDS

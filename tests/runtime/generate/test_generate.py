@@ -73,7 +73,7 @@ def test_another_config_replaces_the_checkpoints(questions: Path, tmp_path: Path
     [
         (None, "No such file or directory"),
         ("{", "not valid JSON"),
-        ("[1]", "expected a JSON object, found list"),
+        ("[1]", "config.json is [1], expected an object"),
         ('{"architectures": ["LlamaForCausalLM"]}', "LlamaForCausalLM"),
     ],
 )

@@ -92,8 +92,6 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, dialect: Dialect) -> None:
         self._tokenizer = tokenizer
         self._dialect = dialect
-        added = tokenizer.fast.get_added_tokens_decoder()
-        self._special_ids = {token.content: id_ for id_, token in added.items() if token.special}
         self._lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
         self._compiled = lru_cache(CACHED_GRAMMARS)(self._compile)
@@ -141,21 +139,21 @@ class Grammars:
         return "\n".join(lines) + "\n"
 
     def _spell(self, text: str) -> str:
-        """Text in a rule: markers as tokens where the tokenizer calls them special, all else by its letters."""
-        special = [marker for marker in self._dialect.markers if self._special(marker) is not None]
-        parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text) if special else [text]
-        return " ".join(f"<[{self._special(part)}]>" if part in special else _quoted(part) for part in parts if part)
+        """Text in a rule: markers as tokens where they are tokens, all else by its letters."""
+        tokens = [marker for marker in self._dialect.markers if self._token(marker) is not None]
+        parts = re.split("(" + "|".join(map(re.escape, tokens)) + ")", text) if tokens else [text]
+        return " ".join(f"<[{self._token(part)}]>" if part in tokens else _quoted(part) for part in parts if part)
 
     def _optional(self, mark: str, rest: str) -> str:
         """The rule `answer`: text, and perhaps a mark with what must follow it."""
-        if self._special(mark) is not None:
+        if self._token(mark) is not None:
             return f"answer: TEXT ({self._spell(mark)} {rest})?\nTEXT: {ANY_TEXT}\n"
         without = f"{ANY_TEXT} & ~/(?s:.*){_escaped(mark)}(?s:.*)/"
         return f"answer: up_to_mark {rest} | TEXT\n{self._up_to('up_to_mark', mark)}TEXT: {without}\n"
 
     def _up_to(self, name: str, mark: str) -> str:
         """A rule: text until a mark comes, and the mark."""
-        if self._special(mark) is not None:
+        if self._token(mark) is not None:
             return f"{name}: {name.upper()} {self._spell(mark)}\n{name.upper()}: {ANY_TEXT}\n"
         return f"{name}[suffix={_quoted(mark)}]: {ANY_TEXT}\n"
 
@@ -166,9 +164,9 @@ class Grammars:
             return self._compiled(f"start: answer\n{rules}")
         return self._compiled(f"start: thought /\\n{{0,2}}/ answer\n{self._up_to('thought', mark)}{rules}")
 
-    def _special(self, text: str) -> int | None:
-        """The id of a token that the tokenizer calls special: ordinary text never contains it."""
-        return self._special_ids.get(text)
+    def _token(self, text: str) -> int | None:
+        """The id of a marker that is a token of its own. The library keeps such tokens apart from ordinary text."""
+        return self._tokenizer.added_ids.get(text)
 
     def _check(self, schema: Schema, strict: bool, where: str = "") -> None:
         """Compile a schema alone, for a complaint that is about it."""

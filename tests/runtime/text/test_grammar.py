@@ -29,20 +29,22 @@ TOOLS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["text", "tokens"])
+@pytest.fixture(scope="module", params=["text", "tokens", "special"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """The tutor's, in which markers are ordinary text; and one in which each is a special token."""
+    """The tutor's, in which markers are ordinary text; and ones in which each is a token, special or not."""
     if request.param == "text":
         return Tokenizer(checkpoint_folder("tutor"))
-    return Tokenizer(with_special_tokens(tmp_path_factory.mktemp("tokenizer"), DIALECTS["fenced"].markers))
+    return Tokenizer(with_tokens(tmp_path_factory.mktemp("tokenizer"), special=request.param == "special"))
 
 
-def with_special_tokens(folder: Path, texts: frozenset[str]) -> Path:
+def with_tokens(folder: Path, *, special: bool) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (folder / name).write_bytes((checkpoint_folder("tutor") / name).read_bytes())
     content = json.loads((folder / "tokenizer.json").read_text())
-    rules = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    content["added_tokens"] += [{"id": 720 + i, "content": text, **rules} for i, text in enumerate(sorted(texts))]
+    rules = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+    content["added_tokens"] += [
+        {"id": 720 + i, "content": text, **rules} for i, text in enumerate(sorted(DIALECTS["fenced"].markers))
+    ]
     (folder / "tokenizer.json").write_text(json.dumps(content))
     return folder
 

@@ -90,19 +90,23 @@ class ToolField(Body):
 
 
 def _as_choice(value: object) -> object:
-    """The API's five ways to write a choice, as mode and names."""
+    """The API's five ways to write a choice, as mode and names; what is none of them is left to be complained about."""
     if isinstance(value, str):
         return {"mode": value}
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or value.get("type") not in ("function", "allowed_tools"):
         return value
-    if value.get("type") == "allowed_tools":
-        allowed = value.get("allowed_tools", value)
-        return {"mode": allowed.get("mode", "auto"), "names": [_name(tool) for tool in allowed.get("tools", ())]}
-    return {"mode": "named", "names": [_name(value)]} if value.get("type") == "function" else value
+    if value["type"] == "function":
+        return {"mode": "named", "names": [_name(value)]}
+    allowed = value.get("allowed_tools", value)
+    tools = allowed.get("tools") if isinstance(allowed, dict) else None
+    if not isinstance(tools, list):
+        raise ValueError("allowed_tools needs a list of tools")
+    return {"mode": allowed.get("mode", "auto"), "names": [_name(tool) for tool in tools]}
 
 
-def _name(tool: dict[str, Any]) -> object:
-    return tool.get("function", tool).get("name")
+def _name(tool: object) -> object:
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
 
 
 class ToolChoice(Body):

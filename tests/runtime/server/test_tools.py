@@ -209,6 +209,11 @@ def test_functions_of_old_clients_are_answered_in_kind(v31: Any, stream: bool) -
     [
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, None, "'x', which is not among the tools"),
         ({"tool_choice": "perhaps"}, "tool_choice.mode", "'auto'"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": 5}}, "tool_choice", "list of tools"),
+        ({"tool_choice": {"type": "allowed_tools", "tools": [5]}}, "tool_choice.names.0", "valid string"),
+        ({"tool_choice": {"type": "function", "function": 5}}, "tool_choice.names.0", "valid string"),
+        ({"tools": None, "functions": [5]}, "tools.0.function", "valid dictionary"),
+        ({"messages": [{"role": "assistant", "function_call": 5}]}, "messages.0.tool_calls.0", "valid dictionary"),
         ({"tools": [{"type": "web_search"}]}, "tools.0", "'function'"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
         ({"response_format": {"type": "json_object"}}, None, "needs tool_choice"),
@@ -225,3 +230,13 @@ def test_wrong_tools_are_refused_in_a_sentence(v31: Any, change: dict[str, Any],
     assert (response.status_code, error["type"]) == (400, "invalid_request_error")
     assert word in error["message"]
     assert param is None or error["param"].startswith(param)
+
+
+def test_a_model_of_no_known_form_refuses_tools(release_server: Callable[[str], Any]) -> None:
+    server = release_server("kimi")
+    assert server.openai.models.retrieve("echo").model_dump()["capabilities"]["tools"] is False
+    response = server.client.post("/v1/chat/completions", json=request("", server))
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "tools")
+    assert "no known form for tool calls" in error["message"]
+    assert whole(server, "Hello.", tool_choice="none")["message"]["content"] == "Hello."

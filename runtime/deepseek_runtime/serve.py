@@ -156,7 +156,7 @@ def _run(settings: Settings, health: Health, rank: int) -> Ending:
     from deepseek_runtime.engine.process import End, Ending, Follower, Leader, RankProcess, Role, Timeouts
 
     def prepare(group: Group, end: End) -> Role:
-        loaded = load_rank(settings, group, health.report)
+        loaded = load_rank(settings, group, health.report, health.loading.count)
         if front is None:
             return Follower(health, end, loaded.runner)
         engine = make_engine(settings, loaded, group.device, lambda message: end(Ending(1, message, failed=True)))

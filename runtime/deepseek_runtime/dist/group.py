@@ -13,6 +13,7 @@ from deepseek_runtime.dist.barrier import StoreBarrier
 from deepseek_runtime.dist.liveness import Liveness, OnLeft, OnLost
 from deepseek_runtime.dist.progress import Progress
 from deepseek_runtime.dist.topology import Topology
+from deepseek_runtime.health import Suspect
 
 
 class Group:
@@ -78,6 +79,14 @@ class Group:
 
     def expect_progress(self, within: float) -> None:
         """On a watched rank 0: from now on take the rank that lets the others wait for so many seconds for lost."""
+
+    def suspect(self) -> Suspect | None:
+        """On a watched rank 0: the rank that holds up the others by now, before it counts as lost."""
+        return None
+
+    def rank_ages(self) -> dict[int, float]:
+        """On a watched rank 0: seconds since each rank got further."""
+        return {}
 
     def leave(self) -> None:
         """Say goodbye: the others do not take the end of this rank for a death. Nothing can be exchanged any more."""
@@ -165,6 +174,12 @@ class ProcessGroup(Group):
     def expect_progress(self, within: float) -> None:
         if self._liveness:
             self._liveness.expect_progress(within)
+
+    def suspect(self) -> Suspect | None:
+        return self._liveness.suspect() if self._liveness else None
+
+    def rank_ages(self) -> dict[int, float]:
+        return self._liveness.ages() if self._liveness else {}
 
     def leave(self) -> None:
         if self._liveness:

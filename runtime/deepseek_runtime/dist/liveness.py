@@ -20,6 +20,7 @@ from typing import Protocol
 from deepseek_runtime.dist.line import Line
 from deepseek_runtime.dist.progress import Progress, StallWatch
 from deepseek_runtime.dist.topology import Topology
+from deepseek_runtime.health import Suspect
 
 OnLost = Callable[[int, str], None]
 OnLeft = Callable[[], None]
@@ -96,6 +97,22 @@ class Liveness:
         """On rank 0: from now on a group without any exchange for so many seconds is stalled, and so lost."""
         if self._topology.rank == 0:
             self._stall_watch = StallWatch(self._topology.world_size, within, time.monotonic())
+
+    def suspect(self) -> Suspect | None:
+        """On rank 0: a rank that holds up the others, named in half the time after which it counts as lost."""
+        now = time.monotonic()
+        quiet = [Suspect(rank, now - line.heard_at, f"rank {rank} is silent") for rank, line in self._peers.copy().items()]
+        quietest = max(quiet, key=lambda suspect: suspect.age, default=None)
+        if quietest and quietest.age > self._limits.silence / 2:
+            return quietest
+        watch = self._stall_watch
+        slowest = watch.slowest(now) if watch else None
+        # What is known of the others is as old as their last sign of life.
+        return slowest if watch and slowest and slowest.age > watch.limit / 2 + self._limits.interval else None
+
+    def ages(self) -> dict[int, float]:
+        """On rank 0: seconds since each rank got further, as far as their signs of life tell."""
+        return self._stall_watch.ages(time.monotonic()) if self._stall_watch else {}
 
     def close(self) -> None:
         """Say goodbye, so that the others do not take the end of this connection for a death; from any thread."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from deepseek_runtime.health import Suspect
+
 
 class Progress:
     """Counts up when this rank enters an exchange with the others and when it leaves it: odd inside, even outside."""
@@ -37,12 +39,31 @@ class StallWatch:
     limit: float
     since: float
     _counts: dict[int, int] = field(default_factory=dict)
+    _changed: dict[int, float] = field(default_factory=dict)
 
     def observe(self, rank: int, count: int, now: float) -> None:
         """Take a rank's newest count."""
         if self._counts.get(rank) != count:
+            self._changed[rank] = self.since = now
             self._counts[rank] = count
-            self.since = now
+
+    def ages(self, now: float) -> dict[int, float]:
+        """Seconds since each rank's count changed."""
+        return {rank: now - at for rank, at in self._changed.copy().items()}
+
+    def slowest(self, now: float) -> Suspect | None:
+        """The rank that has come least far, for how long it has not got further, and a sentence about it.
+
+        Which is no fault yet: in a group that works or idles, that time is short.
+        """
+        counts, ages = self._counts.copy(), self.ages(now)
+        if len(counts) < self.ranks:
+            return None
+        least = min(counts.values())
+        behind = [rank for rank in sorted(counts) if counts[rank] == least]
+        oldest = max(behind, key=ages.__getitem__)
+        waiting = sorted(set(counts) - set(behind))
+        return Suspect(oldest, ages[oldest], _describe(behind, waiting, least, ages[oldest]))
 
     def verdict(self, now: float) -> tuple[int, str] | None:
         """The rank that stalls and a sentence about it, once no count has changed for longer than the limit."""

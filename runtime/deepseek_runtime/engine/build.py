@@ -53,14 +53,20 @@ class Loaded:
     limits: Limits
 
 
-def load_rank(settings: Settings, group: Group, report: Callable[[float], None]) -> Loaded:
+def load_rank(
+    settings: Settings,
+    group: Group,
+    report: Callable[[float], None],
+    count: Callable[[int], None] = lambda _: None,
+) -> Loaded:
     """Load this rank's weights, meet the others, and make a cache. No collective is pending while anyone loads.
 
-    `report` gets the share of this rank's weights that is loaded, 0 to 1.
+    `report` gets the share of this rank's weights that is loaded, 0 to 1, and `count` their bytes.
     """
 
     def on_progress(done: int, total: int) -> None:
         report(done / max(total, 1))
+        count(done)
         group.report_progress(done, total)
 
     if settings.speculative_tokens:

@@ -91,6 +91,7 @@ class Leader(Role):
         self._health.enter(Phase.WARMING_UP)
         _first_request(self._engine)
         self._health.watch(lambda: self._engine.stats().step_age)
+        self._health.watch_ranks(self._group.suspect, self._group.rank_ages)
         self._group.expect_progress(self._timeouts.stall)
         self._health.enter(Phase.READY)
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deepseek_runtime.health import Verdict
-from deepseek_runtime.server import errors, metrics
+from deepseek_runtime.server import errors, exposition
 from deepseek_runtime.server.auth import ApiKeys
 from deepseek_runtime.server.choices import Answer
 from deepseek_runtime.server.generation import Generation, Job
@@ -119,7 +119,7 @@ class Routes:
         return _probe(self._state.health.ready())
 
     async def metrics(self, _: Request) -> Response:
-        return Response(self._state.metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
+        return Response(self._state.metrics.render(), headers={"Content-Type": exposition.CONTENT_TYPE})
 
     async def _read(self, request: Request, schema: type[AnyBody]) -> tuple[Service, AnyBody]:
         """The service, if it takes requests now, and the body, if it is right and for a model that is served."""

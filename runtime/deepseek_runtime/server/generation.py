@@ -13,7 +13,7 @@ from deepseek_runtime.engine.sampling import Sampled, SamplingParams, TokenMask
 from deepseek_runtime.engine.sequence import FinishReason
 from deepseek_runtime.server.courier import Inbox
 from deepseek_runtime.server.errors import ApiError, unavailable
-from deepseek_runtime.server.metrics import Metrics
+from deepseek_runtime.server.recorder import Recorder
 from deepseek_runtime.server.service import ServerState, Service
 from deepseek_runtime.text.detokenizer import Detokenizer
 from deepseek_runtime.text.parser import Content, Part, Reasoning
@@ -176,9 +176,8 @@ class Generation:
         self._inbox = Inbox(state.courier, limit=state.unread_limit * self.count, overrun=self._overrun)
         self._open = self.count
         self._ids = self._submit()
-        self._recorder = Recorder(state.metrics, job.arrived, self.count)
+        self._recorder = Recorder(state.metrics, job.arrived, [*map(len, job.prompts)], job.n, job.params.max_tokens)
         self._clock = self._start_clock()
-        state.metrics.prompt_tokens.add(self.prompt_tokens)
 
     @property
     def completion_tokens(self) -> int:
@@ -213,14 +212,14 @@ class Generation:
             self._engine.cancel([self._ids[choice.index] for choice in unfinished])
         for choice in unfinished:
             choice.finished = True
-            self._recorder.finish(reason)
+            self._recorder.finish(choice.index, reason)
 
     def _submit(self) -> list[int]:
         job = self._job
         try:
             return self._engine.submit([job.request(c.index, self._inbox.sink(c.index)) for c in self._choices])
         except RefusedError as error:
-            self._state.metrics.rejected.labels(error.code).inc()
+            self._state.metrics.rejected.add(1, error.code)
             raise unavailable(error.code, str(error)) from error
         except ValueError as error:
             raise ApiError(400, str(error), code="context_length_exceeded") from error
@@ -257,10 +256,10 @@ class Generation:
     def _advance(self, choice: Choice, tokens: list[Token]) -> Piece | None:
         before = choice.tokens
         piece = choice.take(tokens)
-        self._recorder.tokens(choice.index, choice.tokens - before)
+        self._recorder.tokens(choice.index, choice.tokens - before, tokens[0].admitted_at)
         if piece and piece.finish_reason is not None:
             self._open -= 1
-            self._recorder.finish(piece.finish_reason)
+            self._recorder.finish(choice.index, piece.finish_reason)
             if tokens[-1].finish_reason is None:  # ended by a stop string, of which the engine knows nothing
                 self._engine.cancel([self._ids[choice.index]])
         return piece
@@ -280,27 +279,3 @@ class Generation:
         self._failure = error
         self.close(reason)
         self._inbox.wake()
-
-
-class Recorder:
-    """Latencies of one request's choices, for the histograms."""
-
-    def __init__(self, metrics: Metrics, arrived: float, choices: int) -> None:
-        self._metrics = metrics
-        self._arrived = arrived
-        self._last: list[float | None] = [None] * choices
-
-    def tokens(self, choice: int, count: int) -> None:
-        """New tokens of a choice have come together; what counts is when a client can see them."""
-        now, last = time.monotonic(), self._last[choice]
-        if last is None:
-            self._metrics.first_token.add(now - self._arrived)
-        else:
-            self._metrics.next_token.add(now - last)
-        self._last[choice] = now
-        self._metrics.generated_tokens.add(count)
-
-    def finish(self, reason: str) -> None:
-        """A choice has ended."""
-        self._metrics.finished.add(1, reason)
-        self._metrics.latency.add(time.monotonic() - self._arrived)

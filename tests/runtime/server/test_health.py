@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from deepseek_runtime.health import Health, HealthServer, Phase
+from deepseek_runtime.health import Health, HealthServer, Phase, Suspect
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_a_body_tells_rank_progress_and_age(health: Health, probe: httpx.Client)
     health.watch(lambda: 1.5)
     assert probe.get("/readyz").json() == {
         "phase": "loading",
+        "status": "loading 12 %",
         "progress": 0.1235,
         "rank": 3,
         "ranks": 16,
@@ -65,6 +66,40 @@ def test_a_stalled_rank_is_not_ready_and_later_not_alive(health: Health, probe: 
     for age, live, ready in [(9.0, 200, 200), (11.0, 200, 503), (101.0, 503, 503)]:
         health.watch(lambda age=age: age)  # type: ignore[misc]
         assert (probe.get("/livez").status_code, probe.get("/readyz").status_code) == (live, ready)
+
+
+def test_a_rank_that_holds_up_the_others_is_named_before_the_group_ends(health: Health, probe: httpx.Client) -> None:
+    health.enter(Phase.READY)
+    sentence = "rank 7 is before exchange 12 for 31 s, which ranks 0, 1 wait for"
+    health.watch_ranks(lambda: Suspect(7, 31.25, sentence), lambda: {0: 31.5, 7: 31.25})
+    answer = probe.get("/readyz")
+    assert answer.status_code == 503
+    expected = {"phase": "stalled", "status": "stalled rank 7", "stalled_rank": 7, "stalled_seconds": 31.25}
+    assert answer.json().items() >= (expected | {"message": sentence}).items()
+    assert probe.get("/livez").status_code == 200
+    health.watch_ranks(lambda: Suspect(7, 100.5, sentence), dict)
+    assert probe.get("/livez").status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("phase", "progress", "status"),
+    [
+        (Phase.LOADING, 0.634, "loading 63 %"),
+        (Phase.WARMING_UP, 1, "warming_up"),
+        (Phase.READY, 1, "ready"),
+        (Phase.DRAINING, 1, "draining"),
+    ],
+)
+def test_the_state_is_told_in_a_few_words(health: Health, phase: Phase, progress: float, status: str) -> None:
+    health.enter(phase)
+    health.report(progress)
+    assert health.status == status
+
+
+def test_a_draining_group_is_not_called_stalled(health: Health, probe: httpx.Client) -> None:
+    health.enter(Phase.DRAINING)
+    health.watch(lambda: 11.0)
+    assert probe.get("/readyz").json()["status"] == "draining"
 
 
 def test_what_is_broken_stays_broken(health: Health) -> None:

@@ -71,14 +71,14 @@ class Job:
 class Piece:
     """What is new of one choice, with the tokens behind it. With a finish reason it is the choice's last.
 
-    `stopped` says that a stop string was what ended it.
+    `stop` is the stop string that ended it, if one did.
     """
 
     choice: int
     parts: tuple[Part, ...]
     tokens: tuple[Sampled, ...]
     finish_reason: FinishReason | None = None
-    stopped: bool = False
+    stop: str | None = None
 
     @property
     def text(self) -> str:
@@ -97,7 +97,7 @@ def join(pieces: Iterable[Piece]) -> list[Piece]:
 def _joined(pieces: list[Piece]) -> Piece:
     parts = tuple(part for piece in pieces for part in piece.parts)
     tokens = tuple(token for piece in pieces for token in piece.tokens)
-    return Piece(pieces[0].choice, parts, tokens, pieces[-1].finish_reason, pieces[-1].stopped)
+    return Piece(pieces[0].choice, parts, tokens, pieces[-1].finish_reason, pieces[-1].stop)
 
 
 class Choice:
@@ -135,7 +135,7 @@ class Choice:
             return None
         self.finished = reason is not None
         seen, self._pending = tuple(self._pending), []
-        return Piece(self.index, tuple(parts), seen, reason, self._stops.matched is not None)
+        return Piece(self.index, tuple(parts), seen, reason, self._stops.matched)
 
     def _take_text(self, token: Token) -> tuple[str, FinishReason | None]:
         """The text that a token completes, and whether the answer ends with it."""

@@ -88,6 +88,20 @@ def encode_messages(
         raise ApiError(400, str(error), param="messages") from error
 
 
+def encode_chat(service: Service, body: ChatBody) -> Prompt:
+    """The prompt of a chat request; ApiError 400 if it has tools and the model's template no form for them."""
+    dialect = service.template.dialect
+    if body.may_call and dialect.tools is None:
+        raise ApiError(400, "this model's chat template has no known form for tool calls", param="tools")
+    return encode_messages(
+        service,
+        body.messages,
+        tools=body.tools if body.may_call else (),
+        proceed=body.proceed,
+        variables=_variables(dialect.variable, body),
+    )
+
+
 def encode_text(service: Service, text: str, *, add_special_tokens: bool) -> list[int]:
     """Token ids of a text, with at most one beginning-of-sequence token in front."""
     ids = service.tokenizer.encode(text)
@@ -106,15 +120,7 @@ def echoes(service: Service, body: CompletionBody) -> list[str]:
 
 def _chat_job(service: Service, body: ChatBody) -> Job:
     dialect = service.template.dialect
-    if body.may_call and dialect.tools is None:
-        raise ApiError(400, "this model's chat template has no known form for tool calls", param="tools")
-    prompt = encode_messages(
-        service,
-        body.messages,
-        tools=body.tools if body.may_call else (),
-        proceed=body.proceed,
-        variables=_variables(dialect.variable, body),
-    )
+    prompt = encode_chat(service, body)
     job = _job(service, (tuple(prompt.ids),), body, "messages")
     grammar = _call_grammar(service, body, in_reasoning=prompt.in_reasoning)
     grammar = grammar or _format_grammar(service, body.response_format, in_reasoning=prompt.in_reasoning)

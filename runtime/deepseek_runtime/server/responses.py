@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -19,12 +20,24 @@ from deepseek_runtime.server.errors import ApiError
 logger = logging.getLogger(__name__)
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-_KEEP_ALIVE = b": keep-alive\n\n"
 
 
 def frame(data: bytes) -> bytes:
     """Data, without line breaks, as a server-sent event."""
     return b"data: " + data + b"\n\n"
+
+
+def _failure(error: ApiError) -> bytes:
+    return frame(orjson.dumps(error.envelope))
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How an API's streams write what is not part of an answer: the end, a sign of life, and why there is no more."""
+
+    done: bytes = frame(b"[DONE]")
+    idle: bytes = b": keep-alive\n\n"
+    failure: Callable[[ApiError], bytes] = _failure
 
 
 def json_response(body: object, status: int = 200) -> Response:
@@ -46,12 +59,12 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, Response]) -> R
 
 
 class EventStream(Response):
-    """A stream of frames as server-sent events, ended by `[DONE]`, or by a frame with `error` when it fails midway.
+    """A stream of frames as server-sent events, ended as its API does it, also when it fails midway.
 
-    None among the frames becomes a comment, which keeps proxies from cutting a silent connection. `close` is called at
-    the end in any case, also when the client left before the first frame was asked for, with the reason why whatever is
-    unfinished never will be. A client that takes nothing for `patience` seconds while there is something for it is cut
-    off.
+    None among the frames becomes a sign of life, which keeps proxies from cutting a silent connection. `close` is
+    called at the end in any case, also when the client left before the first frame was asked for, with the reason why
+    whatever is unfinished never will be. A client that takes nothing for `patience` seconds while there is something
+    for it is cut off.
     """
 
     media_type = "text/event-stream"
@@ -61,14 +74,14 @@ class EventStream(Response):
         frames: AsyncGenerator[bytes | None, None],
         close: Callable[[str], None],
         *,
-        done: bytes = frame(b"[DONE]"),
+        framing: Framing = Framing(),
         patience: float = 30.0,
     ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._frames = frames
         self._close = close
-        self._done = done
+        self._framing = framing
         self._patience = patience
         self._sending_since: float | None = None
 
@@ -105,14 +118,14 @@ class EventStream(Response):
         try:
             async with aclosing(self._frames) as frames:
                 async for data in frames:
-                    yield _KEEP_ALIVE if data is None else data
-            if self._done:
-                yield self._done
+                    yield self._framing.idle if data is None else data
+            if self._framing.done:
+                yield self._framing.done
         except ApiError as error:
-            yield frame(orjson.dumps(error.envelope))
+            yield self._framing.failure(error)
         except Exception:
             logger.exception("stream failed")
-            yield frame(orjson.dumps(ApiError(500, "the server failed in the middle of this answer").envelope))
+            yield self._framing.failure(ApiError(500, "the server failed in the middle of this answer"))
 
     def _watch(self, sender: asyncio.Future[None]) -> None:
         """End the sender when one frame has waited for the client for too long."""

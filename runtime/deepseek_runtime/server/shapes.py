@@ -54,7 +54,7 @@ def finish_reason(piece: Piece, *, called: bool, calling: Calling) -> str | None
     | `max_tokens` or the context | length | length | length |
     """
     reason = piece.finish_reason
-    if reason is not FinishReason.STOP or not called or calling.named or piece.stopped:
+    if reason is not FinishReason.STOP or not called or calling.named or piece.stop:
         return reason
     return "function_call" if calling.legacy else "tool_calls"
 

@@ -1,4 +1,5 @@
-"""Load a checkpoint in a process of its own and print what it took: `load_program.py FOLDER DTYPE RESIDENCY`."""
+"""Load a checkpoint in one rank, alone or under torchrun, and write what it took: `load_program.py FOLDER DTYPE
+RESIDENCY OUT` writes OUT/<rank>.json."""
 
 import json
 import sys
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from deepseek_runtime.dist.group import Group
+from deepseek_runtime.dist.init import join_group
 from deepseek_runtime.weights.load import LoadSummary, load_model
 
 
@@ -16,14 +17,16 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def main(folder: str, dtype: str, residency: str) -> None:
-    """Print peak memory above that before loading, and the summary's figures."""
+def main(folder: str, dtype: str, residency: str, out: str) -> None:
+    """Write peak memory above that before loading, and the summary's figures."""
+    group = join_group("cpu")
+    group.all_reduce_sum(torch.zeros(1))  # connects the ranks, which is no part of loading
     summaries: list[LoadSummary] = []
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here, not at the imports
     before = memory("VmRSS")
     model = load_model(
         Path(folder),
-        Group(),
+        group,
         device=torch.device("cpu"),
         dtype=getattr(torch, dtype),
         residency=residency,  # type: ignore[arg-type]
@@ -31,7 +34,10 @@ def main(folder: str, dtype: str, residency: str) -> None:
     )
     peak = memory("VmHWM") - before
     assert model.config.num_layers
-    print(json.dumps({"peak": peak, "held": summaries[0].held, "read": summaries[0].read}))
+    group.barrier("loaded", timeout=120)
+    figures = {"peak": peak, "held": summaries[0].held, "read": summaries[0].read}
+    Path(out, f"{group.rank}.json").write_text(json.dumps(figures))
+    group.close()
 
 
 if __name__ == "__main__":

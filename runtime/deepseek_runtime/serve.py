@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     flag("request-timeout", float, "seconds for a whole answer")
     flag("drain-timeout", float, "seconds to finish answers after SIGTERM")
     flag("stall-timeout", float, "seconds without progress until readiness is lost")
-    flag("api-key-folder", Path, "folder of files with one accepted API key each; without it the API is open")
+    _declare_door(flag, switch)
     options = parser.parse_args(arguments)
     options.served_model_name = tuple(options.served_model_name or [options.model.name])
     settings = Settings(**vars(options))
@@ -78,13 +78,28 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
     return settings
 
 
+def _declare_door(flag: Callable[[str, type, str], None], switch: Callable[[str, str], None]) -> None:
+    """Flags that say who is let in, and what may be asked of the server at once."""
+    flag("api-key-folder", Path, "folder of files with one accepted API key each; without it the API is open")
+    switch("protect-metrics", "ask for an API key on /metrics, too")
+    switch("protect-probes", "ask for an API key on the API port's probes, too; never on --health-port")
+    switch("chat-page", "serve a page for chatting at /")
+    switch("access-log", "write a JSON line for each request to standard output")
+    flag("max-body-mib", int, "MiB of a request's body; beyond: 413")
+    flag("max-requests", int, "HTTP requests in work at once; beyond: 429")
+    flag("max-connections", int, "open connections; beyond: 429")
+    flag("body-timeout", float, "seconds for a request's body to come; beyond: 408")
+
+
 class Front:
     """Rank 0's HTTP server, up before the model is."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
+        from deepseek_runtime.server import access_log
         from deepseek_runtime.server.app import build_app
         from deepseek_runtime.server.listen import HttpServer, bind
         from deepseek_runtime.server.metrics import Metrics
+        from deepseek_runtime.server.middleware import Policy
         from deepseek_runtime.server.service import ServerState
         from deepseek_runtime.text.template import ChatTemplate
         from deepseek_runtime.text.tokenizer import Tokenizer
@@ -96,10 +111,13 @@ class Front:
         self._state: ServerState = ServerState(
             names=names, health=health, metrics=Metrics(names[0]), request_timeout=settings.request_timeout
         )
-        app = build_app(self._state, settings.api_key_folder)
+        if settings.access_log:
+            access_log.to_stdout()
+        policy = Policy.of(settings)
+        app = build_app(self._state, policy)
         listener = bind(settings.host, settings.port)
         self._url = f"http://{settings.host}:{listener.getsockname()[1]}/v1"
-        self._http: HttpServer = HttpServer(app, listener)
+        self._http: HttpServer = HttpServer(app, listener, policy.bounds)
         self._http.start()
 
     def open(self, engine: Engine, limits: Limits) -> None:

@@ -61,6 +61,14 @@ class Settings:
     drain_timeout: float = 120.0
     stall_timeout: float = 60.0
     api_key_folder: Path | None = None
+    protect_metrics: bool = False
+    protect_probes: bool = False
+    chat_page: bool = True
+    access_log: bool = True
+    max_body_mib: int = 32
+    max_requests: int = 1024
+    max_connections: int = 4096
+    body_timeout: float = 60.0
 
     @property
     def keep_alive(self) -> float:
@@ -72,8 +80,9 @@ class Settings:
         return next(self._problems(), None)
 
     def _problems(self) -> Iterator[str]:
-        positive = ("max_model_len", "kv_tokens", "block_size", "max_batch_tokens", "max_running")
-        for name in (*positive, "request_timeout", "drain_timeout"):
+        sizes = ("max_model_len", "kv_tokens", "block_size", "max_batch_tokens", "max_running", "max_body_mib")
+        counts = ("max_requests", "max_connections")
+        for name in (*sizes, *counts, "body_timeout", "request_timeout", "drain_timeout"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 yield f"{_flag(name)} must be more than 0 and finite, not {value}"

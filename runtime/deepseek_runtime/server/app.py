@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from deepseek_runtime.health import Verdict
 from deepseek_runtime.server import errors, exposition
-from deepseek_runtime.server.auth import ApiKeys
 from deepseek_runtime.server.choices import Answer
 from deepseek_runtime.server.generation import Generation, Job
+from deepseek_runtime.server.middleware import Policy, middleware
+from deepseek_runtime.server.page import page_routes
 from deepseek_runtime.server.requests import (
     TIMEOUT_HEADER,
     chat_job,
@@ -40,8 +39,9 @@ AnyBody = TypeVar("AnyBody", bound=GenerationBody)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def build_app(state: ServerState, api_key_folder: Path | None = None) -> Starlette:
-    """The ASGI application over a server's state. With a folder of keys, all but probes and metrics ask for one."""
+def build_app(state: ServerState, policy: Policy | None = None) -> Starlette:
+    """The ASGI application over a server's state, for clients as the policy has them."""
+    policy = policy or Policy()
     routes = Routes(state)
     table: dict[str, tuple[str, Endpoint]] = {
         "/chat/completions": ("POST", routes.chat),
@@ -60,12 +60,16 @@ def build_app(state: ServerState, api_key_folder: Path | None = None) -> Starlet
     }
     api = [Route(prefix + path, end, methods=[verb]) for path, (verb, end) in table.items() for prefix in ("/v1", "")]
     return Starlette(
-        routes=[*api, *(Route(path, end, methods=["GET"]) for path, end in plain.items())],
-        middleware=[Middleware(ApiKeys, folder=api_key_folder)] if api_key_folder else [],
+        routes=[
+            *api,
+            *(Route(path, end, methods=["GET"]) for path, end in plain.items()),
+            *(page_routes() if policy.chat_page else ()),
+        ],
+        middleware=middleware(policy, state.metrics),
         exception_handlers={
             errors.ApiError: errors.on_api_error,
             HTTPException: errors.on_http_error,
-            Exception: errors.on_crash,
+            ClientDisconnect: errors.on_disconnect,
         },
     )
 

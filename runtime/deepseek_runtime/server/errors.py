@@ -10,10 +10,21 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deepseek_runtime.server import access_log
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_SECONDS = {"queue_full": 1, "loading": 5, "draining": 1, "group_broken": 30, "stalled": 30}
+RETRY_AFTER_SECONDS = {
+    "queue_full": 1,
+    "too_many_requests": 1,
+    "too_many_connections": 5,
+    "loading": 5,
+    "draining": 1,
+    "group_broken": 30,
+    "stalled": 30,
+}
 
 
 class ApiError(Exception):
@@ -35,10 +46,20 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """The envelope as a response, with Retry-After where a retry may help."""
+        """The envelope as a response; the access log learns of it."""
+        access_log.current().cause = self.code or self.type
+        return Response(self.body, self.status, self.headers, media_type="application/json")
+
+    @property
+    def body(self) -> bytes:
+        return orjson.dumps(self.envelope)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Retry-After where a retry may help, and how to prove who one is where that was missing."""
         seconds = RETRY_AFTER_SECONDS.get(self.code or "")
-        headers = {} if seconds is None else {"Retry-After": str(seconds)}
-        return Response(orjson.dumps(self.envelope), self.status, headers, media_type="application/json")
+        retry = {} if seconds is None else {"Retry-After": str(seconds)}
+        return retry | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 _TYPES = {
@@ -85,7 +106,30 @@ _HTTP_MESSAGES = {
 }
 
 
-async def on_crash(_: Request, error: Exception) -> Response:
-    """A bug of ours: the log has the traceback, the client a sentence."""
-    logger.error("request failed", exc_info=error)
-    return ApiError(500, "the server failed on this request; its log has the details").response()
+async def on_disconnect(_: Request, __: Exception) -> Response:
+    """The client left before its request was whole; nobody reads this."""
+    return Response(status_code=access_log.CLIENT_GONE)
+
+
+class CrashGuard:
+    """Middleware that turns a bug of ours into an answer: the log has the traceback, the client a sentence."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            logger.exception("request %s failed", access_log.current().id)
+            if begun:  # the connection is cut, which is the only way left to say that something is wrong
+                raise
+            error = ApiError(500, "the server failed on this request; its log has the details", code="internal_error")
+            await error.response()(scope, receive, send)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from deepseek_runtime.health import Health, Phase
 from deepseek_runtime.server.app import build_app
 from deepseek_runtime.server.listen import HttpServer, bind
 from deepseek_runtime.server.metrics import Metrics
+from deepseek_runtime.server.middleware import Policy
 from deepseek_runtime.server.service import ServerState, Service
 from deepseek_runtime.text.grammar import Grammars
 from deepseek_runtime.text.template import ChatTemplate
@@ -29,6 +31,8 @@ from deepseek_runtime.text.tokenizer import Tokenizer
 from fake_model import EchoExecutor, write_tokenizer
 from releases import make_release
 from scripted_model import ScriptedExecutor
+
+POLICY = {field.name for field in fields(Policy)}
 
 
 class SlowEcho(EchoExecutor):
@@ -61,9 +65,9 @@ class EchoServer:
         runner = Runner(self.executor, Group(), vocab_size=size, speculative_tokens=speculative_tokens)
         self.engine = Engine(runner, scheduler, max_queued=max_queued, on_failure=lambda _: None, keep_alive=0.2)
         self.health = Health(rank=0, world_size=1, stall_seconds=5)
-        keys = state.pop("api_key_folder", None)
+        policy = Policy(**{name: state.pop(name) for name in [*state] if name in POLICY})
         self.state = ServerState(names=("echo", "org/echo"), health=self.health, metrics=Metrics("echo"), **state)
-        self.http = HttpServer(build_app(self.state, keys), bind("127.0.0.1", 0))
+        self.http = HttpServer(build_app(self.state, policy), bind("127.0.0.1", 0), policy.bounds)
         template = ChatTemplate(folder, self.tokenizer)
         self.service = Service(
             engine=self.engine,

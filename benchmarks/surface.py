@@ -24,10 +24,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "runtime")]
 
-from deepseek_runtime.engine.engine import EngineStats, Request, Token
+from deepseek_runtime.engine.engine import Request, Token
 from deepseek_runtime.engine.sampling import Sampled
 from deepseek_runtime.engine.sequence import FinishReason
-from deepseek_runtime.engine.speculation import Speculation
 from deepseek_runtime.settings import checkpoint_folder
 
 TEXT = "The quick brown fox jumps over the lazy dog, and 你好 means hello 🙂. "
@@ -59,9 +58,6 @@ class Ticker:
         with self._lock:
             for id_ in ids:
                 self._running.pop(id_, None)
-
-    def stats(self) -> EngineStats:
-        return EngineStats(len(self._running), 0, 0.0, 0, 0, 0, Speculation(), 0, 0.0)
 
     def _run(self) -> None:
         due = time.monotonic()

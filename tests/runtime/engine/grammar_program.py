@@ -44,7 +44,7 @@ def answer_all(engine: Engine) -> list[str]:
     template = ChatTemplate(TUTOR, tokenizer)
     grammars = Grammars(tokenizer, template.dialect)
     sinks: list[queue.SimpleQueue[Event]] = []
-    requests = []
+    requests: list[Request] = []
     for question in QUESTIONS:
         prompt = tuple(template.encode([{"role": "user", "content": question}]).ids)
         for schema in SCHEMAS:

@@ -1,4 +1,4 @@
-"""`dsv3`: serve, ask, fetch and plan, on this machine and without Kubernetes."""
+"""`dsv3`: serve, ask, measure, fetch and plan, on this machine and without Kubernetes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from deepseek_runtime import sizing
+from deepseek_runtime.client import commands
 from deepseek_runtime.model.config import load_config
 from deepseek_runtime.offline.fetch import cache_folder, download, resolve
 from deepseek_runtime.settings import StartupError, checkpoint_folder, package_version
@@ -66,10 +67,8 @@ def generate(context: typer.Context) -> None:
     _generate(context.args)
 
 
-@app.command(context_settings=_FORWARD, add_help_option=False)
-def chat(context: typer.Context) -> None:
-    """Talk with a model without a server: `dsv3 generate --interactive`, which has the same options."""
-    _generate(["--interactive", *context.args])
+app.command()(commands.chat)
+app.command()(commands.bench)
 
 
 def _generate(arguments: list[str]) -> None:

@@ -24,20 +24,17 @@ def dsv3(*arguments: str, given: str = "", **environment: str) -> subprocess.Com
     )
 
 
-def test_the_shipped_model_answers_and_remembers_in_a_chat() -> None:
+def test_the_shipped_model_answers_and_remembers() -> None:
     result = dsv3("generate", "What is 12 plus 30?")
     assert result.returncode == 0, result.stderr
     assert "Answer: 42" in result.stdout
-    result = dsv3("chat", given="What is 12 plus 30?\nWhat is 50 minus 7?\n/exit\n")
+    result = dsv3("generate", "--interactive", given="What is 12 plus 30?\nWhat is 50 minus 7?\n/exit\n")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Answer:") == 2
 
 
-def test_generate_has_its_own_help_and_chat_is_its_interactive_form() -> None:
+def test_generate_has_its_own_help() -> None:
     assert "--ckpt-path" in dsv3("generate", "--help").stdout
-    result = dsv3("chat", "What is 12 plus 30?")
-    assert result.returncode == 2
-    assert "give exactly one of: a prompt, --input-file FILE, --interactive" in result.stderr
 
 
 def test_a_plan_gives_the_arithmetic_and_the_nearest_layout_that_fits() -> None:

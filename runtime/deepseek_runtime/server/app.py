@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deepseek_runtime.health import Verdict
-from deepseek_runtime.server import errors, exposition
+from deepseek_runtime.server import errors, exposition, openapi
 from deepseek_runtime.server.choices import Answer
 from deepseek_runtime.server.generation import Generation, Job
 from deepseek_runtime.server.middleware import Policy, middleware
@@ -22,6 +22,7 @@ from deepseek_runtime.server.page import page_routes
 from deepseek_runtime.server.requests import (
     TIMEOUT_HEADER,
     chat_job,
+    check_ids,
     completion_job,
     echoes,
     encode_messages,
@@ -59,12 +60,9 @@ def build_app(state: ServerState, policy: Policy | None = None) -> Starlette:
         "/metrics": routes.metrics,
     }
     api = [Route(prefix + path, end, methods=[verb]) for path, (verb, end) in table.items() for prefix in ("/v1", "")]
+    api += [Route(path, end, methods=["GET"]) for path, end in plain.items()]
     return Starlette(
-        routes=[
-            *api,
-            *(Route(path, end, methods=["GET"]) for path, end in plain.items()),
-            *(page_routes() if policy.chat_page else ()),
-        ],
+        routes=[*api, openapi.route(api, state.names), *(page_routes() if policy.chat_page else ())],
         middleware=middleware(policy, state.metrics),
         exception_handlers={
             errors.ApiError: errors.on_api_error,
@@ -111,6 +109,7 @@ class Routes:
     async def detokenize(self, request: Request) -> Response:
         service = self._state.open()
         body = await read_body(request, DetokenizeBody)
+        check_ids(service, body.tokens, "tokens")
         return json_response({"prompt": service.tokenizer.decode(body.tokens)})
 
     async def version(self, _: Request) -> Response:

@@ -57,7 +57,9 @@ class MadeCall(Body):
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[list[TextPart] | None, BeforeValidator(_as_parts)] = None
+    content: Annotated[
+        list[TextPart] | None, BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart] | None)
+    ] = None
     name: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -140,4 +142,5 @@ class Thinking(Body):
     type: Literal["enabled", "disabled", "adaptive", "auto"]
 
 
-AnyToolChoice = Annotated[ToolChoice, BeforeValidator(_as_choice)]
+WrittenChoice = Literal["none", "auto", "required"] | dict[str, Any]
+AnyToolChoice = Annotated[ToolChoice, BeforeValidator(_as_choice, json_schema_input_type=WrittenChoice)]

@@ -114,8 +114,14 @@ def echoes(service: Service, body: CompletionBody) -> list[str]:
     """The prompt's text of every choice, where the answer is to begin with it."""
     if not body.echo:
         return []
-    texts = [prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt) for prompt in body.prompt]
-    return [text for text in texts for _ in range(body.n)]
+    return [text for prompt in body.prompt for text in [_prompt_text(service, prompt)] * body.n]
+
+
+def _prompt_text(service: Service, prompt: str | list[int]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    check_ids(service, prompt, "prompt")
+    return service.tokenizer.decode(prompt)
 
 
 def _chat_job(service: Service, body: ChatBody) -> Job:
@@ -177,11 +183,12 @@ def _format_grammar(service: Service, wanted: ResponseFormat | None, *, in_reaso
 def _encode_prompt(service: Service, prompt: str | list[int], body: CompletionBody) -> tuple[int, ...]:
     if isinstance(prompt, str):
         return tuple(encode_text(service, prompt, add_special_tokens=body.add_special_tokens))
-    _check_ids(service, prompt, "prompt")
+    check_ids(service, prompt, "prompt")
     return tuple(prompt)
 
 
-def _check_ids(service: Service, ids: Iterable[int], field: str) -> None:
+def check_ids(service: Service, ids: Iterable[int], field: str) -> None:
+    """ApiError 400 for a token id that the vocabulary does not have; `field` is where it was found."""
     size = service.tokenizer.size
     wrong = next((id_ for id_ in ids if not 0 <= id_ < size), None)
     if wrong is not None:
@@ -210,8 +217,8 @@ def _job(service: Service, prompts: tuple[tuple[int, ...], ...], body: Generatio
 
 
 def _sampling(service: Service, body: GenerationBody, max_tokens: int) -> SamplingParams:
-    _check_ids(service, body.stop_token_ids, "stop_token_ids")
-    _check_ids(service, body.logit_bias, "logit_bias")
+    check_ids(service, body.stop_token_ids, "stop_token_ids")
+    check_ids(service, body.logit_bias, "logit_bias")
     ends = frozenset() if body.ignore_eos else service.tokenizer.stop_ids
     return SamplingParams(
         max_tokens=max_tokens,

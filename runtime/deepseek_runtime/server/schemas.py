@@ -52,6 +52,8 @@ def _unsupported(value: object) -> object:
 
 Unsupported = AfterValidator(_unsupported)
 
+Stops = NonEmpty | Annotated[list[NonEmpty], Field(max_length=16)]
+
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
@@ -70,7 +72,9 @@ class GenerationBody(Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(ge=REPETITION_PENALTIES[0], le=REPETITION_PENALTIES[1])] = 1.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[tuple[NonEmpty, ...], BeforeValidator(_as_list), Field(max_length=16)] = ()
+    stop: Annotated[
+        tuple[NonEmpty, ...], Field(max_length=16), BeforeValidator(_as_list, json_schema_input_type=Stops)
+    ] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
@@ -211,7 +215,10 @@ def _is_prompt(value: object) -> bool:
 class CompletionBody(GenerationBody):
     """POST /v1/completions. `prompt` is a list of prompts whichever form was sent."""
 
-    prompt: Annotated[list[str | list[int]], BeforeValidator(_as_prompts)]
+    prompt: Annotated[
+        list[str | list[int]],
+        BeforeValidator(_as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    ]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_special_tokens: bool = True
     echo: bool = False

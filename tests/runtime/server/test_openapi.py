@@ -1,0 +1,86 @@
+"""The OpenAPI document: valid, complete, and true to what the server takes."""
+
+from typing import Any
+
+import jsonschema
+import pytest
+from starlette.routing import Route
+
+from deepseek_runtime.server.openapi import OPERATIONS
+from deepseek_runtime.server.page import PATHS as PAGE_PATHS
+
+
+@pytest.fixture(scope="module")
+def document(shared_server: Any) -> dict[str, Any]:
+    response = shared_server.client.get("/openapi.json")
+    assert response.status_code == 200
+    made: dict[str, Any] = response.json()
+    return made
+
+
+def body_schema(document: dict[str, Any], path: str) -> dict[str, Any]:
+    content = document["paths"][path]["post"]["requestBody"]["content"]
+    return {**content["application/json"]["schema"], "components": document["components"]}
+
+
+def test_every_route_but_the_page_is_described(shared_server: Any, document: dict[str, Any]) -> None:
+    routes = [route for route in shared_server.http.app.routes if isinstance(route, Route)]
+    expected = {
+        (route.path.replace(":path", ""), method.lower())
+        for route in routes
+        if route.path not in PAGE_PATHS
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    described = {(path, method) for path, item in document["paths"].items() for method in item}
+    assert described == expected
+    assert {path.removeprefix("/v1") for path, _ in described} == set(OPERATIONS)
+    names = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
+    assert len(set(names)) == len(names)
+
+
+def test_every_error_has_the_one_envelope(document: dict[str, Any]) -> None:
+    for item in document["paths"].values():
+        for operation in item.values():
+            for status, response in operation["responses"].items():
+                if status >= "400" and operation["summary"] not in {"Whether new requests are welcome"}:
+                    schemas = [content.get("schema") for content in response["content"].values()]
+                    assert schemas == [{"$ref": "#/components/schemas/Error"}] or status == "503", (operation, status)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "stop": "x", "tool_choice": "none"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": None}], "stop": ["x", "y"]}),
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/completions", {"prompt": ["a", "b"]}),
+        ("/completions", {"prompt": [5, 6]}),
+        ("/completions", {"prompt": [[5], [6]]}),
+        ("/tokenize", {"prompt": "a"}),
+        ("/detokenize", {"tokens": [5, 6]}),
+    ],
+)
+def test_what_the_server_takes_is_valid_by_the_document(
+    shared_server: Any, document: dict[str, Any], path: str, body: dict[str, Any]
+) -> None:
+    body = {"model": "echo", "max_tokens": 1, **body}
+    jsonschema.Draft202012Validator(body_schema(document, path)).validate(body)
+    assert shared_server.client.post(path, json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"model": "echo", "messages": []}),
+        ("/v1/chat/completions", {"model": "other", "messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/completions", {"model": "echo", "prompt": 5}),
+        ("/v1/completions", {"model": "echo", "prompt": "a", "stop": ["x"] * 17}),
+        ("/v1/completions", {"model": "echo", "prompt": "a", "temperature": 2.5}),
+    ],
+)
+def test_what_the_document_forbids_is_refused(
+    shared_server: Any, document: dict[str, Any], path: str, body: dict[str, Any]
+) -> None:
+    assert not jsonschema.Draft202012Validator(body_schema(document, path)).is_valid(body)
+    assert shared_server.client.post(path, json=body).status_code in (400, 404)

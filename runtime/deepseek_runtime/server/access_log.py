@@ -37,6 +37,7 @@ class Record:
     """
 
     id: str = ""
+    path: str = ""
     began: float = field(default_factory=time.monotonic)
     first_token: float | None = None
     prompt_tokens: int = 0
@@ -97,7 +98,7 @@ class _Exchange:
     """One request and what was sent back."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        self.record = Record(choose_id(Headers(scope=scope).get(ID_HEADER)))
+        self.record = Record(choose_id(Headers(scope=scope).get(ID_HEADER)), scope["path"])
         self._scope = scope
         self._send = send
         self._status: int | None = None
@@ -122,7 +123,7 @@ class _Exchange:
             "id": record.id,
             "client": ":".join(map(str, self._scope.get("client") or ("unknown",))),
             "method": self._scope["method"],
-            "path": self._scope["path"][:_PATH_SHOWN],
+            "path": record.path[:_PATH_SHOWN],
             "status": status,
             "duration_seconds": _rounded(record.age),
             "first_token_seconds": _rounded(record.first_token),

@@ -1,4 +1,4 @@
-"""One error path: every failure that a client sees is an `ApiError` in the OpenAI envelope."""
+"""One error path: every failure that a client sees is an `ApiError`, in the envelope of the API that it speaks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepseek_runtime.server import access_log
+from deepseek_runtime.server.layers import envelope as anthropic
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,10 @@ class ApiError(Exception):
 
     @property
     def body(self) -> bytes:
+        """The error in the form of the API under whose path the request came."""
+        request = access_log.current()
+        if anthropic.speaks_at(request.path):
+            return orjson.dumps(anthropic.envelope(self.status, self.message, request.id))
         return orjson.dumps(self.envelope)
 
     @property

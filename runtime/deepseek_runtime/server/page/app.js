@@ -107,7 +107,7 @@ async function read(chunks, turn, figures) {
   return usage;
 }
 
-// Shows a turn once a frame at most, and stays at the end of the log unless the person scrolled away from it.
+// Shows a turn once a frame at most.
 function painter(turn) {
   let wanted = false;
   return () => {
@@ -115,11 +115,16 @@ function painter(turn) {
     wanted = true;
     requestAnimationFrame(() => {
       wanted = false;
-      const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
-      turn.show();
-      if (atEnd) log.scrollTop = log.scrollHeight;
+      atEnd(() => turn.show());
     });
   };
+}
+
+// Stays at the end of the log while it grows, unless the person scrolled away from there.
+function atEnd(change) {
+  const follows = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+  change();
+  if (follows) log.scrollTop = log.scrollHeight;
 }
 
 function messages() {
@@ -138,9 +143,11 @@ function busy(turn, controller) {
 function idle(turn) {
   running = null;
   turn.node.removeAttribute("aria-busy");
-  turn.show();
   const place = turns.indexOf(turn);
-  turn.offer(["Copy", (node) => copy(node, turn)], ["Retry", () => retry(place)]);
+  atEnd(() => {
+    turn.show();
+    turn.offer(["Copy", (node) => copy(node, turn)], ["Retry", () => retry(place)]);
+  });
   $("stop").hidden = true;
   $("send").hidden = false;
 }
@@ -181,7 +188,7 @@ async function loadModels() {
     const { data } = await (await get("v1/models", settings.key())).json();
     $("model").replaceChildren(...data.map(({ id }) => new Option(id, id)));
     $("model").disabled = data.length < 2;
-    $("thinking-row").hidden = !data[0]?.capabilities?.reasoning;
+    $("thinking-row").hidden = data[0]?.capabilities?.reasoning !== "switch";
     complain(null);
   } catch (error) {
     complain(error);

@@ -134,13 +134,23 @@ def _memory(results: Results) -> str:
 
 def _loading(results: Results) -> str:
     rows = [
-        [_TITLES[side], *(_number(max(loading[name]), 2) for name in _LOADING)]
+        [
+            _TITLES[side],
+            *(_number(max(loading[name]), 2) for name in _LOADING),
+            _number(min(loading["seconds_disk"]), 2),
+        ]
         for side, loading in results.loading.items()
     ]
-    head = ["GB/s", "disk: plain read", "disk: load", "page cache: read into memory", "page cache: load"]
-    return f"### Loading\n\n{table(head, rows)}" if rows else ""
+    speeds = ["disk: plain read", "disk: load", "page cache: read into memory", "page cache: load"]
+    head = ["GB/s", *speeds, "disk: s until the model stands"]
+    return f"### Loading\n\n{_LOADING_NOTE}\n\n{table(head, rows)}" if rows else ""
 
 
+_LOADING_NOTE = """\
+A load's GB/s count allocating, reading, converting and placing the weights; the last column also headers, planning and
+building the model; neither the start of Python and torch. From the disk a plain read is one thread, 16 MiB at a time
+into one buffer; from the page cache into new memory of ordinary pages. Memory that the host of a virtual machine may
+have taken back is touched before each."""
 _LOADING = ("read_disk", "load_disk", "read_cache", "load_cache")
 
 

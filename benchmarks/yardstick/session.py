@@ -19,6 +19,7 @@ from benchmarks.yardstick.results import Figure, Results, SideFigures, ThreadFig
 from benchmarks.yardstick.sides import OURS, OURS_FP8, PEERS
 from benchmarks.yardstick.sides.side import Answer, Side
 from benchmarks.yardstick.workload import Workload, prefill_cell
+from deepseek_runtime.settings import OPENMP
 
 CONTEXTS = tuple(1024 * 2**power for power in range(6))
 RANKS = (1, 2, 4)
@@ -141,8 +142,8 @@ class Session:
         for side in self._own:
             with step(f"Loading, {side.title}"):
                 weights = "fp8" if side.fp8 else "auto"
-                task = {"checkpoint": str(side.folder()), "dtype": "bfloat16", "weights": weights, "times": 3}
-                self.results.loading[side.name] = measure("loading", task, _all_cores())
+                task = {"checkpoint": str(side.folder()), "dtype": "bfloat16", "weights": weights, "times": 5}
+                self.results.loading[side.name] = measure("loading", task, _all_cores(), environment=OPENMP)
 
     def _time_contexts(self) -> None:
         with step("Decoding behind long contexts"):

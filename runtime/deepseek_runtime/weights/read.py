@@ -29,11 +29,12 @@ TYPES = {
     "F16": torch.float16,
     "F32": torch.float32,
 }
-THREADS = min(8, 2 * len(os.sched_getaffinity(0)))
-"""Enough to keep a disk or a network file system busy; each costs a buffer and what a conversion makes of it."""
-BATCH_BYTES = 4 * 2**20
-"""What a thread takes at a time: enough that handing out costs nothing, little enough that together they still read a
-file from its beginning to its end, as the disk's read-ahead expects."""
+THREADS = 8
+"""Enough, also on two cores, that some wait for the disk while others wait for the interpreter or convert; each costs a
+buffer and what a conversion makes of it."""
+BATCH_BYTES = 2**20
+"""What a thread takes at a time: enough that handing out costs little, little enough that together they still read a
+file from its beginning to its end, as the kernel's read-ahead expects: it keeps the disk busy between the reads."""
 HOST_STAGING_BYTES = 2**17
 """Fits into a core's cache, with what a conversion makes of it."""
 DEVICE_STAGING_BYTES = 4 * 2**20

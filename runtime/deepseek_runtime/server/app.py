@@ -17,6 +17,7 @@ from deepseek_runtime.health import Verdict
 from deepseek_runtime.server import errors, exposition, openapi
 from deepseek_runtime.server.choices import Answer
 from deepseek_runtime.server.generation import Generation, Job
+from deepseek_runtime.server.layers.routes import layer_routes
 from deepseek_runtime.server.middleware import Policy, middleware
 from deepseek_runtime.server.page import page_routes
 from deepseek_runtime.server.requests import (
@@ -52,6 +53,7 @@ def build_app(state: ServerState, policy: Policy | None = None) -> Starlette:
         "/tokenize": ("POST", routes.tokenize),
         "/detokenize": ("POST", routes.detokenize),
         "/version": ("GET", routes.version),
+        **layer_routes(state),
     }
     plain: dict[str, Endpoint] = {
         "/health": routes.live,

@@ -17,6 +17,9 @@ from starlette.routing import Route
 
 from deepseek_runtime.server.access_log import ID_HEADER
 from deepseek_runtime.server.auth import METRICS_PATHS, PROBE_PATHS
+from deepseek_runtime.server.layers import envelope as anthropic
+from deepseek_runtime.server.layers.messages_body import CountBody, MessagesBody
+from deepseek_runtime.server.layers.responses_body import ResponsesBody
 from deepseek_runtime.server.requests import TIMEOUT_HEADER
 from deepseek_runtime.server.schemas import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from deepseek_runtime.settings import package_version
@@ -41,6 +44,10 @@ OPERATIONS = {
     "/models/{name}": Operation("One model"),
     "/tokenize": Operation("Token ids of a text or of a conversation", TokenizeBody),
     "/detokenize": Operation("The text of token ids", DetokenizeBody),
+    "/responses": Operation("Answer as OpenAI's Responses API does", ResponsesBody, generates=True),
+    "/responses/input_tokens": Operation("Count the tokens of a request to it", ResponsesBody),
+    "/messages": Operation("Answer as Anthropic's Messages API does", MessagesBody, generates=True),
+    "/messages/count_tokens": Operation("Count the tokens of a request to it", CountBody),
     "/version": Operation("The server's version"),
     "/health": Operation("Whether the process is worth keeping"),
     "/livez": Operation("Whether the process is worth keeping"),
@@ -79,7 +86,7 @@ def document(routes: Iterable[Route], names: Sequence[str]) -> dict[str, Any]:
         "info": {"title": "DeepSeek-V3 runtime", "version": package_version()},
         "paths": paths,
         "components": {
-            "schemas": {**_schemas(names), "Error": ERROR},
+            "schemas": {**_schemas(names), "Error": ERROR, "MessagesError": anthropic.SCHEMA},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -107,7 +114,7 @@ ERROR = {
     "required": ["error"],
     "additionalProperties": False,
 }
-"""The one envelope of all errors."""
+"""The envelope of all errors, but for those of Anthropic's API."""
 
 
 def _schemas(names: Sequence[str]) -> dict[str, Any]:
@@ -152,7 +159,8 @@ def _responses(path: str, operation: Operation) -> dict[str, Any]:
     errors = [*_ALWAYS]
     if path not in PROBE_PATHS | METRICS_PATHS:
         errors += [*_WITH_MODEL, *(_WITH_BODY if operation.body else ()), *((504,) if operation.generates else ())]
-    envelope = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    schema = "MessagesError" if anthropic.speaks_at(path) else "Error"
+    envelope = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     return responses | {
         str(status): {"description": HTTPStatus(status).phrase, "content": envelope} for status in sorted(errors)
     }

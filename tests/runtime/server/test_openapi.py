@@ -38,13 +38,14 @@ def test_every_route_but_the_page_is_described(shared_server: Any, document: dic
     assert len(set(names)) == len(names)
 
 
-def test_every_error_has_the_one_envelope(document: dict[str, Any]) -> None:
-    for item in document["paths"].values():
+def test_every_error_has_the_one_envelope_of_its_api(document: dict[str, Any]) -> None:
+    for path, item in document["paths"].items():
+        name = "MessagesError" if "/messages" in path else "Error"
         for operation in item.values():
             for status, response in operation["responses"].items():
                 if status >= "400" and operation["summary"] not in {"Whether new requests are welcome"}:
                     schemas = [content.get("schema") for content in response["content"].values()]
-                    assert schemas == [{"$ref": "#/components/schemas/Error"}] or status == "503", (operation, status)
+                    assert schemas == [{"$ref": f"#/components/schemas/{name}"}] or status == "503", (operation, status)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,11 @@ def test_every_error_has_the_one_envelope(document: dict[str, Any]) -> None:
         ("/v1/completions", {"prompt": ["a", "b"]}),
         ("/completions", {"prompt": [5, 6]}),
         ("/completions", {"prompt": [[5], [6]]}),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 1}),
+        ("/v1/responses", {"input": [{"role": "user", "content": "a"}], "text": {"format": {"type": "text"}}}),
+        ("/responses/input_tokens", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}]}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "system": "b"}),
+        ("/messages/count_tokens", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}),
         ("/tokenize", {"prompt": "a"}),
         ("/detokenize", {"tokens": [5, 6]}),
     ],
@@ -75,6 +81,8 @@ def test_what_the_server_takes_is_valid_by_the_document(
         ("/v1/chat/completions", {"model": "echo", "messages": []}),
         ("/v1/chat/completions", {"model": "other", "messages": [{"role": "user", "content": "a"}]}),
         ("/v1/completions", {"model": "echo", "prompt": 5}),
+        ("/v1/responses", {"model": "echo", "input": []}),
+        ("/v1/messages", {"model": "echo", "messages": [{"role": "user", "content": "a"}]}),
         ("/v1/completions", {"model": "echo", "prompt": "a", "stop": ["x"] * 17}),
         ("/v1/completions", {"model": "echo", "prompt": "a", "temperature": 2.5}),
     ],

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from deepseek_runtime.server.errors import ApiError, from_validation
 from deepseek_runtime.server.fields import Body
@@ -102,9 +102,12 @@ def _listed(names: tuple[str, ...]) -> str:
     return " and ".join(", ".join(map(repr, names)).rsplit(", ", 1))
 
 
-def as_list(wrap: Callable[[str], dict[str, Any]]) -> BeforeValidator:
-    """For a list of objects that may also be written as one text."""
-    return BeforeValidator(lambda value: [wrap(value)] if isinstance(value, str) else value)
+def as_list(item: Any, wrap: Callable[[str], dict[str, Any]], least: int = 0) -> BeforeValidator:
+    """For a list of at least so many items, objects each, that may also be written as one text."""
+    written = str | Annotated[list[item], Field(min_length=least)]
+    return BeforeValidator(
+        lambda value: [wrap(value)] if isinstance(value, str) else value, json_schema_input_type=written
+    )
 
 
 def text_part(text: str) -> dict[str, Any]:

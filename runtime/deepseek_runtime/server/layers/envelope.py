@@ -18,6 +18,24 @@ _TYPES = {
 }
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "properties": {"type": {"type": "string"}, "message": {"type": "string", "minLength": 1}},
+            "required": ["type", "message"],
+            "additionalProperties": False,
+        },
+        "request_id": {"type": "string"},
+    },
+    "required": ["type", "error", "request_id"],
+    "additionalProperties": False,
+}
+"""JSON schema of `envelope`."""
+
+
 def speaks_at(path: str) -> bool:
     """Whether errors at a path have this form."""
     return any(path == known or path.startswith(f"{known}/") for known in PATHS)

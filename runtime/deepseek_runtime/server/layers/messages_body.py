@@ -36,7 +36,7 @@ class UseBlock(Body):
     input: dict[str, Any] = Field(default_factory=dict)
 
 
-Texts = Annotated[tuple[TextBlock, ...], only_types("text", what="content block"), as_list(text_part)]
+Texts = Annotated[tuple[TextBlock, ...], only_types("text", what="content block"), as_list(TextBlock, text_part)]
 
 
 class ResultBlock(Body):
@@ -53,7 +53,7 @@ Block = Annotated[
 Blocks = Annotated[
     tuple[Block, ...],
     only_types("text", "thinking", "redacted_thinking", "tool_use", "tool_result", what="content block"),
-    as_list(text_part),
+    as_list(Block, text_part),
 ]
 
 _ALLOWED = {
@@ -101,7 +101,7 @@ class Choice(Body):
         return "required" if self.type == "any" else self.type
 
 
-class Thinking(Body):
+class ThinkingConfig(Body):
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Annotated[int, Field(ge=1)] | None = None
 
@@ -132,7 +132,7 @@ class CountBody(LayerBody):
     system: Texts = ()
     tools: Annotated[tuple[Tool, ...], only_types("custom", what="tool"), BeforeValidator(_custom)] = ()
     tool_choice: Choice = Choice()
-    thinking: Thinking | None = None
+    thinking: ThinkingConfig | None = None
     output_config: OutputConfig = OutputConfig()
     mcp_servers: Annotated[Any, refused("this server calls no other servers: give their tools as tools")] = None
     container: Annotated[Any, refused("this server has no containers")] = None

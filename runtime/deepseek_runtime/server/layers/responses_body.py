@@ -14,13 +14,13 @@ STATELESS = refused("nothing is stored here: send the whole conversation as inpu
 _TEXTS = ("input_text", "output_text", "text", "refusal")
 
 
-class TextPart(Body):
+class ContentPart(Body):
     type: str
     text: str = ""
     refusal: str = ""
 
 
-Parts = Annotated[tuple[TextPart, ...], only_types(*_TEXTS, what="content part"), as_list(text_part)]
+Parts = Annotated[tuple[ContentPart, ...], only_types(*_TEXTS, what="content part"), as_list(ContentPart, text_part)]
 
 
 class MessageItem(Body):
@@ -55,12 +55,13 @@ def _typed(value: object) -> object:
     return [{**item, "type": item.get("type") or "message"} if isinstance(item, dict) else item for item in value]
 
 
+Item = Annotated[MessageItem | CallItem | ResultItem | ReasoningItem, Field(discriminator="type")]
 Items = Annotated[
-    tuple[Annotated[MessageItem | CallItem | ResultItem | ReasoningItem, Field(discriminator="type")], ...],
+    tuple[Item, ...],
     Field(min_length=1),
     only_types("message", "function_call", "function_call_output", "reasoning", what="item"),
     BeforeValidator(_typed),
-    as_list(lambda text: {"role": "user", "content": text}),
+    as_list(Item, lambda text: {"role": "user", "content": text}, least=1),
 ]
 
 
@@ -76,7 +77,9 @@ def _nested(value: object) -> object:
 
 
 class TextConfig(Body):
-    format: Annotated[ResponseFormat, BeforeValidator(_nested)] = ResponseFormat(type="text")
+    format: Annotated[ResponseFormat, BeforeValidator(_nested, json_schema_input_type=dict[str, Any])] = ResponseFormat(
+        type="text"
+    )
 
 
 class ReasoningConfig(Body):
@@ -175,5 +178,5 @@ def _messages(
     return messages
 
 
-def _parts(parts: Sequence[TextPart]) -> list[dict[str, Any]]:
+def _parts(parts: Sequence[ContentPart]) -> list[dict[str, Any]]:
     return [text_part(part.text or part.refusal) for part in parts]

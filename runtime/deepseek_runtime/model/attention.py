@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from deepseek_runtime.kernels.fp8 import Weight
@@ -47,7 +46,7 @@ class Attention:
         if weights.q_a is not None and weights.q_a_norm is not None:
             x_TD = kernels.rms_norm(kernels.linear(x_TD, weights.q_a), weights.q_a_norm, config.rms_norm_eps)
         q_THQ = kernels.linear(x_TD, weights.q_b).view(len(x_TD), -1, config.qk_head_dim)
-        nope, rope = torch.split(q_THQ, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
+        nope, rope = q_THQ.split_with_sizes((config.qk_nope_head_dim, config.qk_rope_head_dim), dim=-1)
         return nope, kernels.rotate(rope, step.rotations_T)
 
     def _mix(self, q_nope_THN: Tensor, q_rope_THR: Tensor, step: Step, cache_SW: Tensor) -> Tensor:

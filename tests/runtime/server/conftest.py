@@ -67,7 +67,8 @@ class EchoServer:
         self.health = Health(rank=0, world_size=1, stall_seconds=5)
         policy = Policy(**{name: state.pop(name) for name in [*state] if name in POLICY})
         self.state = ServerState(names=("echo", "org/echo"), health=self.health, metrics=Metrics("echo"), **state)
-        self.http = HttpServer(build_app(self.state, policy), bind("127.0.0.1", 0), policy.bounds)
+        self.listener = bind("127.0.0.1", 0)
+        self.http = HttpServer(build_app(self.state, policy), self.listener, policy.bounds)
         template = ChatTemplate(folder, self.tokenizer)
         self.service = Service(
             engine=self.engine,

@@ -14,7 +14,7 @@ from rich.console import Console
 from deepseek_runtime import sizing
 from deepseek_runtime.client import commands
 from deepseek_runtime.model.config import load_config
-from deepseek_runtime.offline.fetch import cache_folder, download, resolve
+from deepseek_runtime.offline.fetch import bar, cache_folder, download, resolve
 from deepseek_runtime.settings import StartupError, checkpoint_folder, package_version
 from deepseek_runtime.weights.download import Order
 from deepseek_runtime.weights.hub import DownloadError, Hub
@@ -90,6 +90,23 @@ def fetch(
     order = Order(source=f"hf://{name}", revision=revision, destination=folder)
     receipt = download(order, Hub(endpoint=endpoint), out)
     out.print(f"{folder}: {receipt.files} files, {receipt.bytes / 1e9:.2f} GB, commit {receipt.commit}", soft_wrap=True)
+
+
+@app.command()
+def convert(
+    source: ModelArgument,
+    destination: Annotated[Path, typer.Argument(help="a folder that is empty or not there yet")],
+    to: Annotated[str, typer.Option(help="The new form; fp8 is blocks of 128 × 128, as DeepSeek publishes.")] = "fp8",
+) -> None:
+    """Write a BF16 checkpoint's projections in FP8 to a new folder, a few rows in memory at a time."""
+    from deepseek_runtime.weights.convert import convert as run
+
+    if to != "fp8":
+        raise StartupError(f"--to must be fp8, the only form that is written here, not {to!r}")
+    with bar(out, f"{source} to {to}") as report:
+        done = run(resolve(source, out), destination, report)
+    size = f"{done.matrices} matrices in FP8, {done.nbytes / 1e9:.2f} GB"
+    out.print(f"{destination}: {size}", highlight=False, soft_wrap=True)
 
 
 @app.command()

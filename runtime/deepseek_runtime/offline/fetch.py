@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedCo
 from rich.progress import Progress as Bar
 
 from deepseek_runtime.settings import StartupError, checkpoint_folder
-from deepseek_runtime.weights.download import LineReport, Order, Progress, Receipt, Report
+from deepseek_runtime.weights.download import LineReport, Order, Receipt
 from deepseek_runtime.weights.download import download as run
 from deepseek_runtime.weights.hub import Hub
 
@@ -37,15 +39,14 @@ def download(order: Order, hub: Hub, console: Console) -> Receipt:
     """Download and verify, with a bar on a terminal and lines elsewhere."""
     if not console.is_terminal:
         return run(order, hub, LineReport())
+    with bar(console, order.source) as report:
+        return run(order, hub, lambda progress: report(progress.bytes_done, progress.bytes_total))
+
+
+@contextmanager
+def bar(console: Console, title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar for bytes on a terminal, nothing elsewhere; what is returned takes bytes done and in all."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bar(*columns, console=console) as bar:
-        return run(order, hub, _bar_report(bar, order.source))
-
-
-def _bar_report(bar: Bar, title: str) -> Report:
-    task = bar.add_task(title, total=None)
-
-    def report(progress: Progress) -> None:
-        bar.update(task, completed=progress.bytes_done, total=progress.bytes_total)
-
-    return report
+    with Bar(*columns, console=console, disable=not console.is_terminal) as shown:
+        task = shown.add_task(title, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from deepseek_runtime.health import Verdict
 from deepseek_runtime.server import errors, exposition, openapi
 from deepseek_runtime.server.choices import Answer
+from deepseek_runtime.server.errors import ApiError
 from deepseek_runtime.server.generation import Generation, Job
 from deepseek_runtime.server.layers.routes import layer_routes
 from deepseek_runtime.server.middleware import Policy, middleware
@@ -32,7 +33,14 @@ from deepseek_runtime.server.requests import (
     with_timeout,
 )
 from deepseek_runtime.server.responses import json_response, until_gone
-from deepseek_runtime.server.schemas import ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
+from deepseek_runtime.server.schemas import (
+    AbortBody,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    GenerationBody,
+    TokenizeBody,
+)
 from deepseek_runtime.server.service import ServerState, Service, model_details
 from deepseek_runtime.server.shapes import Calling, ChatShape, CompletionShape, Shape
 from deepseek_runtime.settings import package_version
@@ -50,6 +58,7 @@ def build_app(state: ServerState, policy: Policy | None = None) -> Starlette:
         "/completions": ("POST", routes.completions),
         "/models": ("GET", routes.models),
         "/models/{name:path}": ("GET", routes.model),
+        "/abort": ("POST", routes.abort),
         "/tokenize": ("POST", routes.tokenize),
         "/detokenize": ("POST", routes.detokenize),
         "/version": ("GET", routes.version),
@@ -101,6 +110,15 @@ class Routes:
         name = request.path_params["name"]
         self._state.check_model(name)
         return json_response(self._card(name))
+
+    async def abort(self, request: Request) -> Response:
+        body = await read_body(request, AbortBody)
+        generations = [one for one in self._state.generations if one.request_id == body.request_id]
+        if not generations:
+            raise ApiError(404, f"no request {body.request_id!r} is being answered", param="request_id")
+        for generation in generations:
+            generation.abort()
+        return json_response({"request_id": body.request_id, "aborted": len(generations)})
 
     async def tokenize(self, request: Request) -> Response:
         service = self._state.open()

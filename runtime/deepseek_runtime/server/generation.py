@@ -11,6 +11,7 @@ from typing import Protocol
 from deepseek_runtime.engine.engine import Broken, Event, Failed, RefusedError, Request, Token
 from deepseek_runtime.engine.sampling import Sampled, SamplingParams, TokenMask
 from deepseek_runtime.engine.sequence import FinishReason
+from deepseek_runtime.server import access_log
 from deepseek_runtime.server.courier import Inbox
 from deepseek_runtime.server.errors import ApiError, unavailable
 from deepseek_runtime.server.recorder import Recorder
@@ -167,6 +168,7 @@ class Generation:
     def __init__(self, state: ServerState, service: Service, job: Job) -> None:
         self.prompt_tokens = sum(map(len, job.prompts))
         self.count = len(job.prompts) * job.n
+        self.request_id = access_log.current().id
         self.send_timeout = state.send_timeout
         self._state = state
         self._job = job
@@ -178,6 +180,7 @@ class Generation:
         self._ids = self._submit()
         self._recorder = Recorder(state.metrics, job.arrived, [*map(len, job.prompts)], job.n, job.params.max_tokens)
         self._clock = self._start_clock()
+        state.generations.add(self)
 
     @property
     def completion_tokens(self) -> int:
@@ -207,12 +210,17 @@ class Generation:
     def close(self, reason: str = "client_disconnect") -> None:
         """Cancel what is not finished, and count it under `reason`."""
         self._clock.cancel()
+        self._state.generations.discard(self)
         unfinished = [choice for choice in self._choices if not choice.finished]
         if unfinished:
             self._engine.cancel([self._ids[choice.index] for choice in unfinished])
         for choice in unfinished:
             choice.finished = True
             self._recorder.finish(choice.index, reason)
+
+    def abort(self) -> None:
+        """End it because somebody asked for that; whoever waits for the answer is told."""
+        self._fail(ApiError(400, f"request {self.request_id!r} was aborted", code="aborted"), "abort")
 
     def _submit(self) -> list[int]:
         job = self._job

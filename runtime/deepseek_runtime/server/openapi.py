@@ -21,7 +21,7 @@ from deepseek_runtime.server.layers import envelope as anthropic
 from deepseek_runtime.server.layers.messages_body import CountBody, MessagesBody
 from deepseek_runtime.server.layers.responses_body import ResponsesBody
 from deepseek_runtime.server.requests import TIMEOUT_HEADER
-from deepseek_runtime.server.schemas import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from deepseek_runtime.server.schemas import AbortBody, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from deepseek_runtime.settings import package_version
 
 PATH = "/openapi.json"
@@ -42,6 +42,7 @@ OPERATIONS = {
     "/completions": Operation("Continue one text or several", CompletionBody, generates=True),
     "/models": Operation("The models that are served, and what they can do"),
     "/models/{name}": Operation("One model"),
+    "/abort": Operation("End the requests of an id", AbortBody),
     "/tokenize": Operation("Token ids of a text or of a conversation", TokenizeBody),
     "/detokenize": Operation("The text of token ids", DetokenizeBody),
     "/responses": Operation("Answer as OpenAI's Responses API does", ResponsesBody, generates=True),

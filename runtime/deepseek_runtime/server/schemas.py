@@ -235,6 +235,12 @@ class CompletionBody(GenerationBody):
         return self.logprobs
 
 
+class AbortBody(Body):
+    """POST /abort: the `X-Request-Id` of the requests to end."""
+
+    request_id: NonEmpty
+
+
 class TokenizeBody(Body):
     """POST /tokenize: a text, or messages as the chat template renders them."""
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepseek_runtime.engine.engine import Engine
 from deepseek_runtime.health import Health, Phase
@@ -16,6 +16,9 @@ from deepseek_runtime.server.metrics import Metrics
 from deepseek_runtime.text.grammar import Grammars
 from deepseek_runtime.text.template import ChatTemplate
 from deepseek_runtime.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from deepseek_runtime.server.generation import Generation
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ class ServerState:
     """The server from its first second on; the service comes later, when weights are loaded.
 
     Times are in seconds. A client that does not read is given up when more than `unread_limit` tokens of a choice wait
-    for it, or when it takes nothing for `send_timeout`.
+    for it, or when it takes nothing for `send_timeout`. `generations` are those that are not closed yet.
     """
 
     names: Sequence[str]
@@ -69,6 +72,7 @@ class ServerState:
     unread_limit: int = 4096
     send_timeout: float = 30.0
     courier: Courier = field(default_factory=Courier)
+    generations: set[Generation] = field(default_factory=set)
     created: int = field(default_factory=lambda: int(time.time()))
     service: Service | None = None
     _noted: set[str] = field(default_factory=set)

@@ -24,6 +24,8 @@ from deepseek_runtime.health import Health
 from deepseek_runtime.server.metrics import Metrics
 from fake_model import EchoExecutor, next_token
 
+EVICTIONS = "dsv3_prefix_cache_evictions_total"
+
 
 @dataclass
 class Channel:
@@ -151,7 +153,8 @@ def test_forgotten_prefixes_are_counted_and_shown_to_prometheus(bench: Bench) ->
     # Of 12 blocks a prompt fills 10, and the next finds 2 empty. Repeated, its last block is computed anew.
     for first, known in ((2, 0), (50, 0), (50, 36)):
         bench.submit(tuple(range(first, first + 40)), max_tokens=1)[1].tokens()
-        shown.append(metrics.registry.get_sample_value("dsv3_prefix_cache_evictions_total"))
+        [line] = [line for line in metrics.render().decode().splitlines() if line.startswith(f"{EVICTIONS} ")]
+        shown.append(float(line.split()[1]))
         assert bench.engine.stats().prefix_hits == known
     assert shown == [0, 8, 9]
 

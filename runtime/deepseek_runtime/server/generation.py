@@ -44,8 +44,9 @@ class Verbatim:
 class Job:
     """Prompts, each continued `n` times: choice number = prompt number · n + repetition.
 
-    Every choice has a parser and a mask of its own; those of one request never see what another generated. `timeout` is
-    in seconds from `arrived`, where the request wants less than the server allows.
+    Every choice has a parser and a mask of its own; those of one request never see what another generated. An answer
+    that may reason may open with it, and does where the prompt leaves it `in_reasoning`. `timeout` is in seconds from
+    `arrived`, where the request wants less than the server allows.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -58,6 +59,7 @@ class Job:
     markers: frozenset[str] = frozenset()
     make_parser: Callable[[], Parser] = Verbatim
     make_mask: Callable[[], TokenMask] | None = None
+    may_reason: bool = False
     in_reasoning: bool = False
     arrived: float = field(default_factory=time.monotonic)
 
@@ -110,6 +112,7 @@ class Choice:
         self.reasoning_tokens = 0
         self.cached = 0
         self.finished = False
+        self._answering = not job.may_reason
         self._reasoning = job.in_reasoning
         self._ends = job.params.stop_token_ids
         self._least = job.params.min_tokens
@@ -125,7 +128,7 @@ class Choice:
         for token in tokens:
             more, reason = self._take_text(token)
             text += more
-            if self._reasoning:
+            if not self._answering:
                 parts += self._parse_reasoning(text)
                 text = ""
             if reason is not None:
@@ -154,7 +157,8 @@ class Choice:
     def _parse_reasoning(self, text: str) -> list[Part]:
         """The parts of one token, which counts as reasoning until something else has come, the end mark included."""
         parts = self._parser.push(text)
-        self._reasoning = all(isinstance(part, Reasoning) for part in parts)
+        self._answering = not all(isinstance(part, Reasoning) for part in parts)
+        self._reasoning = (self._reasoning or bool(parts)) and not self._answering
         self.reasoning_tokens += self._reasoning
         return parts
 

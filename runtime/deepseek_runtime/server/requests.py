@@ -133,6 +133,7 @@ def _chat_job(service: Service, body: ChatBody) -> Job:
     return replace(
         job,
         markers=dialect.markers,
+        may_reason=bool(dialect.think_begin),
         in_reasoning=prompt.in_reasoning,
         make_parser=partial(OutputParser, dialect, in_reasoning=prompt.in_reasoning, tools=body.may_call),
         make_mask=grammar.mask if grammar else None,

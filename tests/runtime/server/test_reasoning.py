@@ -81,6 +81,12 @@ def test_the_end_of_an_old_turns_reasoning_is_not_the_end_of_this_one(v31: Any) 
     assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("abc", "def")
 
 
+def test_reasoning_that_the_model_opens_itself_is_reasoning_too(v31: Any) -> None:
+    choice = ask(v31, "<think>abc</think>def")
+    assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("abc", "def")
+    assert choice["usage"]["completion_tokens_details"]["reasoning_tokens"] == 4
+
+
 def test_a_release_that_always_reasons_needs_no_switch(release_server: Callable[[str], Any]) -> None:
     choice = ask(release_server("r1"), "abc</think>def", reasoning_effort="none")
     assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("abc", "def")

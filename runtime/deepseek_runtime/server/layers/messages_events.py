@@ -121,7 +121,7 @@ def _call(block: Block) -> Fields:
 
 
 def _input(arguments: str) -> Any:
-    """Arguments as the object that they are; of those that were cut, as much as is there."""
+    """Arguments as the object that they are; of those that were cut, whatever is complete."""
     try:
         return orjson.loads(arguments or "{}")
     except orjson.JSONDecodeError:
@@ -130,7 +130,7 @@ def _input(arguments: str) -> Any:
 
 def _beginning(arguments: str) -> Any:
     try:
-        value = from_json(arguments, allow_partial="trailing-strings")
+        value = from_json(arguments, allow_partial=True)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -103,8 +103,9 @@ def convert(
 
     if to != "fp8":
         raise StartupError(f"--to must be fp8, the only form that is written here, not {to!r}")
+    folder = resolve(source, out)
     with bar(out, f"{source} to {to}") as report:
-        done = run(resolve(source, out), destination, report)
+        done = run(folder, destination, report)
     size = f"{done.matrices} matrices in FP8, {done.nbytes / 1e9:.2f} GB"
     out.print(f"{destination}: {size}", highlight=False, soft_wrap=True)
 

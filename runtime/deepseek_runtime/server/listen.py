@@ -6,6 +6,7 @@ Its protocol is bounded where uvicorn's is not: in connections, and in the size 
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 from functools import partial
@@ -19,6 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from deepseek_runtime.server.errors import ApiError
 from deepseek_runtime.server.limits import Bounds
 from deepseek_runtime.settings import StartupError
+
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -60,6 +63,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._head_size is not None:
             self._head_size += len(data)
+            data = without_upgrade(data)
         super().data_received(data)
         if self._head_size is not None and self._head_size > self._bounds.headers and not self.transport.is_closing():
             self._refuse(self._too_large())
@@ -115,6 +119,14 @@ class BoundedProtocol(HttpToolsProtocol):
         head = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *map(": ".join, fields.items())]
         self.transport.write("\r\n".join((*head, "", "")).encode() + error.body)
         self.transport.close()
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """A head that offers no other protocol. Offers may be ignored, but the parser takes what follows one for that
+    protocol, and would lose the body; HTTP clients of Java offer HTTP/2 with each first request.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-upgrade:", head) + end + rest
 
 
 class _HeadTooLargeError(Exception):

@@ -27,9 +27,16 @@ class Courier:
     def deliver(self, inbox: Inbox, choice: int, event: Event) -> None:
         """Put an event into an inbox, from any thread and in order."""
         self._parcels.append((inbox, choice, event))
-        if not self._called and not inbox.loop.is_closed():
+        if not self._called:
             self._called = True
-            inbox.loop.call_soon_threadsafe(self._unpack)
+            self._call(inbox.loop)
+
+    def _call(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.call_soon_threadsafe(self._unpack)
+        except RuntimeError:  # the loop has ended, and with it whoever waited
+            self._parcels.clear()
+            self._called = False
 
     def _unpack(self) -> None:
         self._called = False  # first: what comes from now on calls again, at worst for nothing

@@ -21,7 +21,7 @@ from rich.console import Console
 from deepseek_runtime.dist.topology import Topology, TopologyError
 from deepseek_runtime.model.config import load_config
 from deepseek_runtime.offline.fetch import resolve
-from deepseek_runtime.offline.launch import INTERRUPTED, launch
+from deepseek_runtime.offline.launch import INTERRUPTED, launch, refuse
 from deepseek_runtime.offline.order import Order, parse
 from deepseek_runtime.settings import Settings, StartupError
 from deepseek_runtime.weights.hub import DownloadError
@@ -48,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return launch(order.processes, MODULE, _with_model(given, folder))
         return _Rank(order, settings, topology, console).run()
     except (StartupError, TopologyError, DownloadError, ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"error: {error}\n")
-        return 2
+        return refuse(str(error), os.environ)
     except KeyboardInterrupt:  # before the ranks, or this one, obey signals themselves
         return INTERRUPTED
 
@@ -95,9 +93,14 @@ class _Rank:
 
         level = logging.INFO if self._order.verbose else logging.CRITICAL + 1
         logging.basicConfig(level=level, format=f"rank {self._topology.rank}: %(message)s")
-        process = RankProcess(self._health, lambda: join_group(self._settings.device), self._prepare)
+        settings = self._settings
+        process = RankProcess(
+            self._health, lambda: join_group(settings.device, ordered_sums=settings.batch_invariant), self._prepare
+        )
         ending = process.run()
         self._display.close()
+        if ending.code == 2 and not process.watched:
+            return refuse(ending.message, os.environ)
         return self._code(ending, interrupted=process.interrupted)
 
     def _prepare(self, group: Group, end: End) -> Role:

@@ -181,7 +181,7 @@ def _run(settings: Settings, health: Health, rank: int) -> Ending:
         front.open(engine, loaded.limits)
         return Leader(health, end, engine, group, Timeouts(settings.drain_timeout, settings.stall_timeout))
 
-    ending = RankProcess(health, lambda: join_group(settings.device), prepare).run()
+    ending = RankProcess(health, lambda: join_group(settings.device, ordered_sums=settings.batch_invariant), prepare).run()
     if front:
         front.stop()
     return ending

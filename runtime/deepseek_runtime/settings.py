@@ -95,6 +95,11 @@ class Settings:
         for name in ("max_queued", "redundant_experts"):
             if getattr(self, name) < 0:
                 yield f"{_flag(name)} must not be negative, not {getattr(self, name)}"
+        if self.batch_invariant and self.redundant_experts:
+            yield (
+                f"--redundant-experts {self.redundant_experts} cannot be used with --batch-invariant: which copy of an "
+                "expert a token visits depends on the other tokens; leave out one of the two"
+            )
         if not 0 <= (self.speculative_tokens or 0) <= MAX_SPECULATIVE_TOKENS:
             yield f"--speculative-tokens must be 0 to {MAX_SPECULATIVE_TOKENS}, not {self.speculative_tokens}"
         if self.api_key_folder and not self.api_key_folder.is_dir():

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
 from deepseek_runtime.dist.barrier import StoreBarrier
-from deepseek_runtime.dist.liveness import Liveness, OnLeft, OnLost
+from deepseek_runtime.dist.liveness import Callbacks, Liveness
+from deepseek_runtime.dist.marks import marker
 from deepseek_runtime.dist.progress import Progress
 from deepseek_runtime.dist.topology import Topology
 from deepseek_runtime.health import Suspect
@@ -71,11 +72,8 @@ class Group:
     def report_progress(self, done: int, total: int) -> None:
         """Let the ranks that wait at a barrier know how far this one has come, in any unit."""
 
-    def watch(self, on_lost: OnLost, on_left: OnLeft = lambda: None) -> None:
-        """From now on have `on_lost(rank, reason)` called, once and on a thread of its own, when a rank dies.
-
-        `on_left()` is called there, but on rank 0, when rank 0 leaves in peace.
-        """
+    def watch(self, callbacks: Callbacks) -> None:
+        """From now on have these called, on a thread of their own, when a rank dies or leaves."""
 
     def expect_progress(self, within: float) -> None:
         """On a watched rank 0: from now on take the rank that lets the others wait for so many seconds for lost."""
@@ -88,6 +86,9 @@ class Group:
         """On a watched rank 0: seconds since each rank got further."""
         return {}
 
+    def fail(self, code: int, sentence: str) -> None:
+        """Tell the watching ranks why this one ends with an exit code; otherwise like `leave`."""
+
     def leave(self) -> None:
         """Say goodbye: the others do not take the end of this rank for a death. Nothing can be exchanged any more."""
 
@@ -99,20 +100,26 @@ class ProcessGroup(Group):
     """A group over `torch.distributed`: tensors by the device's backend, integers always by gloo on the CPU.
 
     A pending NCCL broadcast would keep a processor and the GPU spinning while the server idles.
+
+    With `ordered_sums` numbers are added in the order of ranks. Libraries add in an order that depends on where in the
+    tensor an element lies, so that a token's bits would depend on the others of its step.
     """
 
     HEADER = 64
     """Integers sent at once: the length, then as much of the list as fits; most steps need no second message."""
 
-    def __init__(self, topology: Topology, device: torch.device, store: Store) -> None:
+    def __init__(self, topology: Topology, device: torch.device, store: Store, *, ordered_sums: bool = False) -> None:
         super().__init__(device)
         self.rank, self.world_size, self.local_rank = topology.rank, topology.world_size, topology.local_rank
         nodes, rest = divmod(topology.world_size, topology.local_world_size)
         self.nodes = 1 if rest else nodes
+        # Two numbers have the same sum in either order.
+        self._ordered_sums = ordered_sums and topology.world_size > 2
         self._topology = topology
         self._store = store
         self._barrier = StoreBarrier(store, topology.rank, topology.world_size)
         self._progress = Progress()
+        self._marker = marker(device)
         self._liveness: Liveness | None = None
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
@@ -121,15 +128,19 @@ class ProcessGroup(Group):
     def start_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
         if not tensor.numel():
             return lambda: tensor
-        return self._pending(dist.all_reduce(tensor, async_op=True), tensor)
+        if self._ordered_sums:
+            own, parts = tensor.flatten(), tensor.new_empty(self.world_size * tensor.numel())
+            gather = self._start(lambda: dist.all_gather_into_tensor(parts, own, async_op=True), parts)
+            return lambda: _sum_in_order(gather().view(self.world_size, *tensor.shape))
+        return self._start(lambda: dist.all_reduce(tensor, async_op=True), tensor)
 
     def all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         return self.start_all_to_all(rows, sent, received)()
 
     def start_all_to_all(self, rows: Tensor, sent: list[int], received: list[int]) -> Callable[[], Tensor]:
         result = rows.new_empty((sum(received), *rows.shape[1:]))
-        work = dist.all_to_all_single(result, rows.contiguous(), received, sent, async_op=True)
-        return self._pending(work, result)
+        own = rows.contiguous()
+        return self._start(lambda: dist.all_to_all_single(result, own, received, sent, async_op=True), result)
 
     def exchange_counts(self, counts_W: Tensor) -> tuple[list[int], list[int]]:
         announced = torch.empty_like(counts_W)
@@ -167,8 +178,8 @@ class ProcessGroup(Group):
     def report_progress(self, done: int, total: int) -> None:
         self._barrier.report_progress(done, total)
 
-    def watch(self, on_lost: OnLost, on_left: OnLeft = lambda: None) -> None:
-        self._liveness = Liveness(self._topology, self._store, on_lost, progress=self._progress, on_left=on_left)
+    def watch(self, callbacks: Callbacks) -> None:
+        self._liveness = Liveness(self._topology, self._store, callbacks, progress=self._progress)
         self._liveness.start()
 
     def expect_progress(self, within: float) -> None:
@@ -181,6 +192,10 @@ class ProcessGroup(Group):
     def rank_ages(self) -> dict[int, float]:
         return self._liveness.ages() if self._liveness else {}
 
+    def fail(self, code: int, sentence: str) -> None:
+        if self._liveness:
+            self._liveness.fail(code, sentence)
+
     def leave(self) -> None:
         if self._liveness:
             self._liveness.close()
@@ -189,10 +204,11 @@ class ProcessGroup(Group):
         self.leave()
         dist.destroy_process_group()
 
-    def _pending(self, work: dist.Work | None, tensor: Tensor) -> Callable[[], Tensor]:
-        """Wait for a collective that has begun, then hand out what it fills."""
-        assert work is not None, "every process of the group takes part"
+    def _start(self, collective: Callable[[], dist.Work | None], tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin a collective; what is returned waits for it and hands out what it fills."""
         self._progress.enter()
+        work = collective()
+        assert work is not None, "every process of the group takes part"
 
         def finish() -> Tensor:
             work.wait()
@@ -202,7 +218,17 @@ class ProcessGroup(Group):
         return finish
 
     def _broadcast(self, tensor: Tensor) -> list[int]:
+        self._progress.mark = self._marker  # not before: graphs are captured until the first plan
         with self._progress:
             dist.broadcast(tensor, src=0)
         values: list[int] = tensor.tolist()
         return values
+
+
+def _sum_in_order(parts_W: Tensor) -> Tensor:
+    """The sum of all ranks' tensors, one rank after the other, in float32 where their type is narrower."""
+    narrow = parts_W.dtype in (torch.bfloat16, torch.float16)
+    total = parts_W[0].to(torch.float32 if narrow else parts_W.dtype, copy=True)
+    for part in parts_W[1:]:
+        total += part
+    return total.to(parts_W.dtype)

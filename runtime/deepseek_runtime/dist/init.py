@@ -17,11 +17,12 @@ JOIN_TIMEOUT = timedelta(minutes=30)
 """Also bounds each collective: generous, since a dead rank is noticed by `liveness`, not by a timeout."""
 
 
-def join_group(device: str = "auto", timeout: timedelta = JOIN_TIMEOUT) -> Group:
+def join_group(device: str = "auto", timeout: timedelta = JOIN_TIMEOUT, *, ordered_sums: bool = False) -> Group:
     """Meet the other ranks and connect to them; returns when all are there.
 
     `device` is "cpu", "cuda" (NVIDIA or ROCm), or "auto": a GPU where there is one. The group's `device` is this
-    rank's. TopologyError tells what is wrong with the environment, or that the others were not met.
+    rank's. With `ordered_sums` a sum over ranks has the same bits wherever in a tensor it stands, which costs traffic.
+    TopologyError tells what is wrong with the environment, or that the others were not met.
     """
     topology = Topology.from_env(os.environ)
     own_device = choose_device(device, topology.local_rank)
@@ -37,7 +38,7 @@ def join_group(device: str = "auto", timeout: timedelta = JOIN_TIMEOUT) -> Group
             f"rank {topology.rank} did not meet the {others} other rank{'s' * (others > 1)} at "
             f"{topology.master_addr}:{os.environ.get('MASTER_PORT', '')}: {cause}"
         ) from error
-    return ProcessGroup(topology, own_device, PrefixStore("dsv3", store))
+    return ProcessGroup(topology, own_device, PrefixStore("dsv3", store), ordered_sums=ordered_sums)
 
 
 def _meet(device: torch.device, timeout: timedelta) -> Store:

@@ -22,10 +22,14 @@ from deepseek_runtime.dist.progress import Progress, StallWatch
 from deepseek_runtime.dist.topology import Topology
 from deepseek_runtime.health import Suspect
 
-OnLost = Callable[[int, str], None]
+OnLost = Callable[[int | None, str], None]
 OnLeft = Callable[[], None]
+OnFailed = Callable[[int, int, str], None]
 ADDRESS_KEY = "liveness"
 PARTING_SECONDS = 1.0
+FAILING_SECONDS = 5.0
+"""What the others get to read why this rank ends; whoever reads nothing takes its end for a death."""
+LONGEST_SENTENCE = 2000
 
 
 class Store(Protocol):
@@ -45,35 +49,56 @@ class Limits:
     arrival: float = 120.0
 
 
-class _LostError(Exception):
-    def __init__(self, rank: int, reason: str) -> None:
-        super().__init__(rank, reason)
-        self.rank, self.reason = rank, reason
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What a rank wants to hear, each on the watch's thread; after `on_lost` and `on_failed` the watch has ended.
+
+    `on_lost(rank, reason)`: the first death; no rank where none can be told. `on_left()`: rank 0 said goodbye to this
+    one. `on_failed(rank, code, sentence)`: a rank ends with an exit code and says why.
+    """
+
+    on_lost: OnLost
+    on_left: OnLeft = lambda: None
+    on_failed: OnFailed = lambda *_: None
+
+
+class _EndError(Exception):
+    """The group is at its end. `words` tell the other ranks, `report` tells this one."""
+
+    def __init__(self, words: tuple[str, ...], report: Callable[[Callbacks], None]) -> None:
+        super().__init__(*words)
+        self.words, self.report = words, report
+
+
+def _lost(rank: int | None, reason: str) -> _EndError:
+    number = "" if rank is None else str(rank)
+    return _EndError(("lost", number, reason), lambda callbacks: callbacks.on_lost(rank, reason))
+
+
+def _failed(rank: int, code: int, sentence: str) -> _EndError:
+    words = ("failed", str(rank), str(code), sentence)
+    return _EndError(words, lambda callbacks: callbacks.on_failed(rank, code, sentence))
 
 
 class Liveness:
-    """The watch of one rank over the others.
-
-    `on_lost(rank, reason)` is called on the watch's thread for the first death; the watch then ends, as the group does.
-    `on_left()` is called there when rank 0 says goodbye to this one.
-    """
+    """The watch of one rank over the others, which ends with the first death or failure, as the group does."""
 
     def __init__(
         self,
         topology: Topology,
         store: Store,
-        on_lost: OnLost,
+        callbacks: Callbacks,
         limits: Limits | None = None,
         progress: Progress | None = None,
-        on_left: OnLeft = lambda: None,
     ) -> None:
         self._topology = topology
         self._store = store
-        self._on_lost = on_lost
-        self._on_left = on_left
+        self._callbacks = callbacks
         self._limits = limits or Limits()
         self._progress = progress or Progress()
-        self._stall_watch: StallWatch | None = None
+        self._stall_watch = StallWatch(topology.world_size, lag=self._limits.interval)
+        self._farewell: tuple[str, ...] = ("bye",)
+        self._end: _EndError | None = None
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
         self._token = ""
@@ -95,24 +120,24 @@ class Liveness:
 
     def expect_progress(self, within: float) -> None:
         """On rank 0: from now on a group without any exchange for so many seconds is stalled, and so lost."""
-        if self._topology.rank == 0:
-            self._stall_watch = StallWatch(self._topology.world_size, within, time.monotonic())
+        self._stall_watch.expect(within, time.monotonic())
 
     def suspect(self) -> Suspect | None:
         """On rank 0: a rank that holds up the others, named in half the time after which it counts as lost."""
         now = time.monotonic()
-        quiet = [Suspect(rank, now - line.heard_at, f"rank {rank} is silent") for rank, line in self._peers.copy().items()]
+        quiet = [
+            Suspect(rank, now - line.heard_at, f"rank {rank} is silent") for rank, line in self._peers.copy().items()
+        ]
         quietest = max(quiet, key=lambda suspect: suspect.age, default=None)
         if quietest and quietest.age > self._limits.silence / 2:
             return quietest
         watch = self._stall_watch
-        slowest = watch.slowest(now) if watch else None
-        # What is known of the others is as old as their last sign of life.
-        return slowest if watch and slowest and slowest.age > watch.limit / 2 + self._limits.interval else None
+        slowest = watch.slowest(now)
+        return slowest if slowest and slowest.age > watch.limit / 2 + watch.lag else None
 
     def ages(self) -> dict[int, float]:
         """On rank 0: seconds since each rank got further, as far as their signs of life tell."""
-        return self._stall_watch.ages(time.monotonic()) if self._stall_watch else {}
+        return self._stall_watch.ages(time.monotonic())
 
     def close(self) -> None:
         """Say goodbye, so that the others do not take the end of this connection for a death; from any thread."""
@@ -121,6 +146,11 @@ class Liveness:
             self._waker.send(b"!")
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(self._limits.silence)
+
+    def fail(self, code: int, sentence: str) -> None:
+        """Tell the others why this rank ends, with an exit code, and close."""
+        self._farewell = _failed(self._topology.rank, code, " ".join(sentence.split())[:LONGEST_SENTENCE]).words
+        self.close()
 
     def _listen(self) -> None:
         host = self._topology.address()
@@ -139,27 +169,24 @@ class Liveness:
             raise ConnectionError(f"rank 0's control connection at {host}:{port} cannot be opened: {error}") from error
         line = self._peers[0] = Line(connection)
         self._selector.register(line.socket, selectors.EVENT_READ, line)
-        self._token = token
+        line.send("hello", token, str(self._topology.rank))
 
     def _run(self) -> None:
         started = next_beat = time.monotonic()
-        lost: _LostError | None = None
-        if self._topology.rank and not self._closing.is_set():  # Whoever is closing already is nobody to miss.
-            self._tell("hello", self._token, str(self._topology.rank))
         try:
             while not self._closing.is_set():
                 self._receive(self._limits.interval / 4)
                 now = time.monotonic()
                 if now >= next_beat:
-                    self._tell("alive", str(self._progress.count))
+                    self._tell("alive", str(self._progress.reached))
                     next_beat = now + self._limits.interval
                 # Judged only after reading: signs of life that came while this process itself was held up still count.
                 self._judge(now, started)
-        except _LostError as error:
-            lost = error
-        self._leave(lost)
-        if lost:
-            self._on_lost(lost.rank, lost.reason)
+        except _EndError as error:
+            self._end = error
+        self._leave()
+        if self._end:
+            self._end.report(self._callbacks)
 
     def _receive(self, timeout: float) -> None:
         for key, _ in self._selector.select(timeout):
@@ -182,7 +209,7 @@ class Liveness:
             rank = self._rank_of(line)
             self._drop(line)
             if rank is not None:
-                raise _LostError(rank, f"its connection ended ({error}): the process died") from None
+                raise _lost(rank, f"its connection ended ({error}): the process died") from None
             return
         for message in messages:
             self._obey(line, message)
@@ -195,14 +222,16 @@ class Liveness:
         match message:
             case ["hello", token, number] if line in self._strangers:
                 self._admit(line, token, number)
-            case ["alive", count] if rank is not None and self._stall_watch:
+            case ["alive", count] if rank is not None:
                 self._stall_watch.observe(rank, int(count), line.heard_at)
             case ["bye"] if rank is not None:
                 self._drop(line)
                 if rank == 0:
-                    self._on_left()
+                    self._callbacks.on_left()
             case ["lost", number, reason] if rank == 0:
-                raise _LostError(int(number), reason)
+                raise _lost(int(number) if number else None, reason)
+            case ["failed", number, code, sentence] if rank is not None and number != str(self._topology.rank):
+                raise _failed(int(number), int(code), sentence)
 
     def _admit(self, line: Line, token: str, number: str) -> None:
         """Take a newcomer for a rank. Anything else may reach the port too, but does not know the token."""
@@ -213,19 +242,20 @@ class Liveness:
         self._strangers.remove(line)
         self._peers[int(number)] = line
         self._awaited.remove(int(number))
+        self._stall_watch.observe(int(number), 0, line.heard_at)
 
     def _judge(self, now: float, started: float) -> None:
         for rank, line in self._peers.items():
             if (silence := now - line.heard_at) > self._limits.silence:
-                raise _LostError(rank, f"it was silent for {silence:.1f} s")
+                raise _lost(rank, f"it was silent for {silence:.1f} s")
         for line in [line for line in self._strangers if now - line.heard_at > self._limits.silence]:
             self._drop(line)
         if self._awaited and now - started > self._limits.arrival:
-            raise _LostError(min(self._awaited), f"it did not connect within {self._limits.arrival:g} s")
-        if self._stall_watch:
-            self._stall_watch.observe(self._topology.rank, self._progress.count, now)
+            raise _lost(min(self._awaited), f"it did not connect within {self._limits.arrival:g} s")
+        if self._topology.rank == 0:
+            self._stall_watch.observe(0, self._progress.reached, now)
             if verdict := self._stall_watch.verdict(now):
-                raise _LostError(*verdict)
+                raise _lost(*verdict)
 
     def _tell(self, *words: str) -> None:
         for line in self._peers.values():
@@ -237,14 +267,11 @@ class Liveness:
         self._strangers = [other for other in self._strangers if other is not line]
         self._peers = {rank: peer for rank, peer in self._peers.items() if peer is not line}
 
-    def _leave(self, lost: _LostError | None) -> None:
+    def _leave(self) -> None:
         self._selector.unregister(self._wakened)
-        if lost is None:
-            self._receive_until(lambda: not self._awaited)
-            self._tell("bye")
-        else:
-            # Also to the lost one: a rank that only stalls reads it and ends with the same sentence.
-            self._tell("lost", str(lost.rank), lost.reason)
+        self._receive_until(lambda: not self._awaited, PARTING_SECONDS)
+        # Also to a lost one: a rank that only stalls reads it and ends with the same sentence.
+        self._tell(*(self._end.words if self._end else self._farewell))
         self._part()
         for line in (*self._peers.values(), *self._strangers):
             line.socket.close()
@@ -259,10 +286,15 @@ class Liveness:
         """
         for line in self._peers.values():
             line.finish()
-        self._receive_until(lambda: not self._peers)
+        failing = self._end is None and self._farewell[0] == "failed"
+        self._receive_until(lambda: not self._peers, FAILING_SECONDS if failing else PARTING_SECONDS)
 
-    def _receive_until(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PARTING_SECONDS
+    def _receive_until(self, done: Callable[[], bool], seconds: float) -> None:
+        """Go on listening; of what would end the watch only why a rank failed still matters."""
+        deadline = time.monotonic() + seconds
         while not done() and (left := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(_LostError):
+            try:
                 self._receive(left)
+            except _EndError as error:
+                if error.words[0] == "failed":
+                    self._end = self._end or error

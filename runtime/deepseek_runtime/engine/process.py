@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deepseek_runtime.dist.group import Group
+from deepseek_runtime.dist.liveness import Callbacks
 from deepseek_runtime.dist.topology import TopologyError
 from deepseek_runtime.engine.engine import Engine, Event, Request, Token
 from deepseek_runtime.engine.runner import Runner
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 ANNOUNCEMENT_SECONDS = 10.0
 """Within this time after its own SIGTERM, a follower hears from rank 0 that the group drains, or takes it as a loss."""
+
+WARM_UP_STALL_SECONDS = 300.0
+"""The least time without any exchange that counts as a stall in the first request, which may still compile kernels."""
 
 LOSS_SECONDS = 3.0
 """Within this time after a computation failed, the watch over the ranks names the one that died, if that was why."""
@@ -89,6 +93,7 @@ class Leader(Role):
         """Start the engine and prove it by a first request through every rank; from then on nobody may stall."""
         self._engine.start()
         self._health.enter(Phase.WARMING_UP)
+        self._group.expect_progress(max(self._timeouts.stall, WARM_UP_STALL_SECONDS))
         _first_request(self._engine)
         self._health.watch(lambda: self._engine.stats().step_age)
         self._health.watch_ranks(self._group.suspect, self._group.rank_ages)
@@ -150,6 +155,11 @@ class RankProcess:
         self._signals = 0
 
     @property
+    def watched(self) -> bool:
+        """Whether this rank met the others, so that they hear how it ends."""
+        return self._watched
+
+    @property
     def interrupted(self) -> bool:
         """Whether a signal came before the end."""
         return self._signals > 0
@@ -165,11 +175,17 @@ class RankProcess:
         return self._finish(self._explained(ending))
 
     def _explained(self, ending: Ending) -> Ending:
-        """A step mostly fails because another rank died: say which, rather than what gloo or NCCL said."""
-        if not ending.failed or self._group is None or self._group.world_size == 1:
+        """Say which other rank is the cause, if one is.
+
+        A step mostly fails because another rank died; gloo or NCCL would not say which. And a signal may be torchrun's,
+        which ends this rank as soon as it sees another one end.
+        """
+        if self._group is None or self._group.world_size == 1 or not (ending.failed or ending.sudden):
             return ending
+        if ending.sudden:
+            self._group.leave()  # hears what others have said until now
         try:
-            return self._news.get(timeout=LOSS_SECONDS)
+            return self._news.get(timeout=0 if ending.sudden else LOSS_SECONDS)
         except queue.Empty:
             return ending
 
@@ -193,9 +209,9 @@ class RankProcess:
             self._health.enter(Phase.BROKEN, ending.message)
             if self._role:
                 self._role.give_up(ending.message)
-        elif self._group and ending.sudden:
-            self._group.leave()
-        elif self._group:
+            if self._group and (ending.code == 2 or ending.failed):
+                self._group.fail(ending.code, ending.message)
+        elif self._group and not ending.sudden:
             self._group.close()
         return ending
 
@@ -203,7 +219,7 @@ class RankProcess:
         try:
             self._health.enter(Phase.JOINING)
             self._group = self._join()
-            self._group.watch(self._on_lost, self._on_left)
+            self._group.watch(Callbacks(self._on_lost, self._on_left, self._on_failed))
             self._watched = True
             self._health.enter(Phase.LOADING)
             self._role = self._prepare(self._group, self._events.put)
@@ -224,8 +240,12 @@ class RankProcess:
         logger.exception("this rank cannot go on")
         self._events.put(Ending(1, f"{type(error).__name__}: {error}", failed=True))
 
-    def _on_lost(self, rank: int, reason: str) -> None:
-        self._hear(Ending(1, f"rank {rank} is lost: {reason}"))
+    def _on_lost(self, rank: int | None, reason: str) -> None:
+        who = "the group" if rank is None else f"rank {rank}"
+        self._hear(Ending(1, f"{who} is lost: {reason}"))
+
+    def _on_failed(self, rank: int, code: int, sentence: str) -> None:
+        self._hear(Ending(code, f"rank {rank}: {sentence}"))
 
     def _on_left(self) -> None:
         self._hear(Ending(0, sudden=True))

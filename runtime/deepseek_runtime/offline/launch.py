@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from deepseek_runtime.settings import share_processors
 
 INTERRUPTED = 128 + signal.SIGINT
+REFUSED = 2
+
+PATIENCE_SECONDS = 10.0
+"""After these the first rank of a machine has either refused the same, or does not refuse at all."""
 
 
 def launch(processes: int, module: str, arguments: Sequence[str]) -> int:
@@ -38,6 +43,21 @@ def launch(processes: int, module: str, arguments: Sequence[str]) -> int:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 1
     return 0
+
+
+def refuse(sentence: str, environ: Mapping[str, str]) -> int:
+    """Write, on each machine once, why this rank does not meet the others; the exit code.
+
+    torchrun ends all ranks of a machine as soon as one has ended, also one that has not yet said why it refuses. So the
+    machine's first rank speaks, and the others wait to be ended; where it has nothing to say, they speak after a while.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    if environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE_SECONDS)
+    rank = environ.get("RANK", "0")
+    sys.stderr.write(f"error: {sentence}\n" if rank == "0" else f"error: rank {rank}: {sentence}\n")
+    return REFUSED
 
 
 def _silence() -> None:

@@ -17,11 +17,12 @@ import torch
 
 from deepseek_runtime.dist.group import Group
 from deepseek_runtime.dist.init import join_group
+from deepseek_runtime.dist.liveness import Callbacks
 
 
 def exchange(group: Group) -> dict[str, Any]:
-    lost: list[int] = []
-    group.watch(lambda rank, _: lost.append(rank))
+    lost: list[int | None] = []
+    group.watch(Callbacks(lambda rank, _: lost.append(rank)))
     group.report_progress(1, 1)
     group.barrier("weights", timeout=60)
     lists = [[], [7], list(range(-3, 60)), list(range(500)), [2**62]]
@@ -55,11 +56,11 @@ def idle_cpu_share(group: Group) -> float:
 def mourn(group: Group, write: Any, *, stall: bool) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's own reaction must not end this rank first.
 
-    def on_lost(rank: int, reason: str) -> None:
+    def on_lost(rank: int | None, reason: str) -> None:
         write({"lost": rank, "reason": reason, "at": time.monotonic()})
         os._exit(3)
 
-    group.watch(on_lost)
+    group.watch(Callbacks(on_lost))
     group.barrier("weights", timeout=60)
     write({"pid": os.getpid()})
     if stall:

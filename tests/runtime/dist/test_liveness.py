@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_runtime.dist.liveness import Limits, Liveness
+from deepseek_runtime.dist.liveness import Callbacks, Limits, Liveness
 from deepseek_runtime.dist.topology import Topology
 
 PROGRAM = Path(__file__).with_name("watch_program.py")
@@ -111,7 +112,7 @@ def test_a_rank_that_lives_but_does_not_enter_the_exchange_is_named_to_every_ran
         assert rank.hear() == "inside"
     first.tell("expect 1")
     for rank in (first, second, third):
-        assert rank.hear().startswith("lost 1 it stalls: rank 1 is before exchange 1 for 1 s, which ranks 0, 2 wait")
+        assert re.match(r"lost 1 it stalls: rank 1 is before exchange 1 for \d s, which ranks 0, 2 wait", rank.hear())
 
 
 def test_the_goodbye_of_a_worker_is_not_taken_for_a_death(start: Start) -> None:
@@ -135,6 +136,34 @@ def test_the_goodbye_of_rank_0_is_told_and_not_taken_for_a_death(start: Start) -
     assert second.hear() == "left"
 
 
+@pytest.mark.parametrize("failing", [0, 1])
+def test_why_a_rank_ends_is_told_to_every_other_one_and_not_taken_for_a_death(start: Start, failing: int) -> None:
+    ranks = start(0, 1, 2, size=3)
+    ranks[failing].tell("fail shard_3.safetensors: missing")
+    for rank in ranks[:failing] + ranks[failing + 1 :]:
+        assert rank.hear() == f"failed ({failing}, 2, 'shard_3.safetensors: missing')"
+    assert ranks[failing].hear() == "left"
+
+
+def test_a_rank_that_leaves_still_hears_why_another_one_failed_before(start: Start) -> None:
+    first, second = start(0, 1, size=2)
+    first.process.send_signal(signal.SIGSTOP)
+    second.tell("fail no memory")
+    assert second.hear() == "left"
+    first.tell("bye")
+    first.process.send_signal(signal.SIGCONT)
+    assert {first.hear(), first.hear()} == {"failed (1, 2, 'no memory')", "left"}
+
+
+def test_a_rank_that_freezes_before_anything_is_exchanged_is_named_within_the_limit(start: Start) -> None:
+    first, second, _ = start(0, 1, 2, size=3, silence=10)
+    second.process.send_signal(signal.SIGSTOP)
+    frozen_at = time.monotonic()
+    first.tell("expect 1")
+    assert first.hear().startswith("lost 1 it stalls: ranks 0, 1, 2 are before exchange 1 for ")
+    assert time.monotonic() - frozen_at < 9, "before its silence alone would tell"
+
+
 def close_in_turn(watches: list[Liveness]) -> None:
     for watch in watches:
         watch.close()
@@ -151,7 +180,8 @@ def test_partings_right_after_the_start_are_no_deaths(
     order: tuple[int, ...], close: Callable[[list[Liveness]], None]
 ) -> None:
     store, lost, chatty = MemoryStore(), [], Limits(interval=0.001)
-    watches = [Liveness(Topology(n, 3, n, 3), store, lambda *loss: lost.append(loss), chatty) for n in range(3)]
+    callbacks = Callbacks(lambda *loss: lost.append(loss))
+    watches = [Liveness(Topology(n, 3, n, 3), store, callbacks, chatty) for n in range(3)]
     for watch in watches:
         watch.start()
     close([watches[rank] for rank in order])

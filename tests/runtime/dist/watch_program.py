@@ -1,15 +1,16 @@
 """One rank that only watches: `python watch_program.py RANK WORLD_SIZE FOLDER SILENCE ARRIVAL`.
 
-It prints "watching", then "lost RANK REASON" when told of a death and "rank 0 left" when rank 0 says goodbye. Lines on
-its input: "bye" leaves, "wait S" prints "quiet" unless a death is reported within S seconds, "enter" enters an
-exchange, "expect S" expects progress within S. The store is a folder, so that torch is not needed.
+It prints "watching", then "lost RANK REASON" when told of a death, "failed …" when a rank says why it ends, and "rank 0
+left" when rank 0 says goodbye. Lines on its input: "bye" leaves, "fail …" leaves and tells the others why, "wait
+S" prints "quiet" unless a death is reported within S seconds, "enter" enters an exchange, "expect S" expects progress
+within S. The store is a folder, so that torch is not needed.
 """
 
 import sys
 import threading
 from pathlib import Path
 
-from deepseek_runtime.dist.liveness import Limits, Liveness
+from deepseek_runtime.dist.liveness import Callbacks, Limits, Liveness
 from deepseek_runtime.dist.progress import Progress
 from deepseek_runtime.dist.topology import Topology
 
@@ -40,14 +41,15 @@ def main() -> None:
     rank, size, folder, silence, arrival = sys.argv[1:]
     lost = threading.Event()
 
-    def on_lost(rank: int, reason: str) -> None:
+    def on_lost(rank: int | None, reason: str) -> None:
         say(f"lost {rank} {reason}")
         lost.set()
 
     topology = Topology(int(rank), int(size), int(rank), int(size))
     limits = Limits(interval=float(silence) / 5, silence=float(silence), arrival=float(arrival))
     progress = Progress()
-    liveness = Liveness(topology, FolderStore(Path(folder)), on_lost, limits, progress, lambda: say("rank 0 left"))
+    callbacks = Callbacks(on_lost, lambda: say("rank 0 left"), lambda *failure: say(f"failed {failure}"))
+    liveness = Liveness(topology, FolderStore(Path(folder)), callbacks, limits, progress)
     liveness.start()
     say("watching")
     for line in sys.stdin:
@@ -60,6 +62,9 @@ def main() -> None:
                 say("inside")
             case ["expect", seconds]:
                 liveness.expect_progress(float(seconds))
+            case ["fail", *words]:
+                liveness.fail(2, "\n".join(words))
+                say("left")
             case ["bye"]:
                 liveness.close()
                 say("left")

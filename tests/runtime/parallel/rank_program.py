@@ -132,13 +132,21 @@ def idle_share(seconds: float) -> float:
     return (time.process_time() - processor) / (time.monotonic() - wall)
 
 
-RUNS = {function.__name__: function for function in (logits, balanced, serve)}
+def apart(model: DeepSeekV3Model, group: Group, job: Job) -> list[dict[str, Any]]:
+    """All prompts together, then each alone."""
+    each = zip(job["prompts"], job["homes"], strict=True)
+    singles = [{"prompts": [prompt], "homes": [home]} for prompt, home in each]
+    return [logits(model, group, job), *(logits(model, group, job | single) for single in singles)]
+
+
+RUNS = {function.__name__: function for function in (logits, balanced, apart, serve)}
 
 
 def main() -> None:
     out = Path(sys.argv[1])
     job = json.loads((out / "job.json").read_text())
-    group = join_group("cpu")
+    invariant = job.get("batch_invariant", False)
+    group = join_group("cpu", ordered_sums=invariant)
     model = load_model(
         Path(job["checkpoint"]),
         group,
@@ -147,6 +155,7 @@ def main() -> None:
         attention=job.get("attention", "data"),
         redundant_experts=job.get("redundant", 0),
         residency=job.get("residency", "auto"),
+        batch_invariant=invariant,
     )
     group.barrier("loaded", timeout=60)
     torch.save(RUNS[job["run"]](model, group, job), out / f"{group.rank}.pt")

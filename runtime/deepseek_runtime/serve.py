@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,11 +102,15 @@ class Front:
         from deepseek_runtime.server.metrics import Metrics
         from deepseek_runtime.server.middleware import Policy
         from deepseek_runtime.server.service import ServerState
+        from deepseek_runtime.text.grammar import Grammars
         from deepseek_runtime.text.template import ChatTemplate
         from deepseek_runtime.text.tokenizer import Tokenizer
 
         self._tokenizer = Tokenizer(settings.model)
         self._template = ChatTemplate(settings.model, self._tokenizer)
+        self._grammars = Grammars(self._tokenizer, self._template.dialect)
+        # A first one takes over a second, for what all need of the vocabulary: better now than when a client waits.
+        threading.Thread(target=self._grammars.json_object, name="grammars", daemon=True).start()
         self._places = settings.max_running + settings.max_queued
         names = settings.served_model_name
         self._state: ServerState = ServerState(
@@ -123,13 +128,12 @@ class Front:
     def open(self, engine: Engine, limits: Limits) -> None:
         """Let requests through to the engine as soon as the rank is ready."""
         from deepseek_runtime.server.service import Service
-        from deepseek_runtime.text.grammar import Grammars
 
         self._state.service = Service(
             engine=engine,
             tokenizer=self._tokenizer,
             template=self._template,
-            grammars=Grammars(self._tokenizer, self._template.dialect),
+            grammars=self._grammars,
             max_model_len=limits.max_model_len,
             places=self._places,
         )
@@ -181,7 +185,9 @@ def _run(settings: Settings, health: Health, rank: int) -> Ending:
         front.open(engine, loaded.limits)
         return Leader(health, end, engine, group, Timeouts(settings.drain_timeout, settings.stall_timeout))
 
-    ending = RankProcess(health, lambda: join_group(settings.device, ordered_sums=settings.batch_invariant), prepare).run()
+    ending = RankProcess(
+        health, lambda: join_group(settings.device, ordered_sums=settings.batch_invariant), prepare
+    ).run()
     if front:
         front.stop()
     return ending

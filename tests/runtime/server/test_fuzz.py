@@ -5,6 +5,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -42,13 +43,16 @@ def check(response: httpx.Response, what: str) -> None:
     assert response.headers["x-request-id"], what
 
 
-def test_whatever_the_document_allows_or_forbids_is_answered_in_order(shared_server: Any, schema: Any) -> None:
+def test_whatever_the_document_allows_or_forbids_is_answered_in_order(
+    shared_server: Any, schema: Any, record_property: Callable[[str, object], None]
+) -> None:
     operations = [result.ok() for result in schema.get_all_operations()]
     counts = dict.fromkeys((f"{operation.method} {operation.path}" for operation in operations), 0)
     for operation in operations:
         fuzz(shared_server, operation, GenerationMode.POSITIVE, counts)
         if operation.body:  # elsewhere there is nothing to be wrong: paths and headers are any text
             fuzz(shared_server, operation, GenerationMode.NEGATIVE, counts)
+    record_property("cases", sum(counts.values()))
     assert all(counts.values()), counts
     assert shared_server.engine.stats().running == 0
 

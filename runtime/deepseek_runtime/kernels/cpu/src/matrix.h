@@ -123,13 +123,18 @@ struct RowBlock {
 template <class P>
 constexpr int lines_of_step = HALF * P::step * sizeof(typename P::W) / 64;
 
+// Tokens of a tile. Eight rows with three would need two registers more than there are, besides addresses, and be a sixth
+// slower; four rows with three fit.
+template <class P>
+constexpr int most_tokens = P::scaled ? 3 : 2;
+
 // What to fetch while a block is multiplied by so many tokens: eight rows that come next, four from `a` and four from `b`.
 // Measured on Zen 5: the processor's own prefetching is better where bf16 rows are just streamed, and blind behind the
 // gaps of computation otherwise.
 template <class P>
 Ahead ahead_of(const typename P::W* a, const typename P::W* b, int64_t tokens) {
     Ahead ahead{{reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(b)}};
-    const int64_t tiles = (tokens + 2) / 3;
+    const int64_t tiles = (tokens + 2) / 3;  // as if all had three tokens, which is early enough
     if (tokens > 2 || P::scaled) ahead.lines = (lines_of_step<P> + tiles - 1) / tiles;
     return ahead;
 }
@@ -212,7 +217,8 @@ void multiply_block(const RowBlock<P>& block, const std::vector<Segment>& segmen
         for (int c = 0; c < C; c++) sink(m + c, sums[c][0], sums[c][1]);
     };
     int64_t m = 0;
-    while (tokens - m > 4 || tokens - m == 3) run(m, std::integral_constant<int, 3>{}), m += 3;
+    if constexpr (most_tokens<P> == 3)
+        while (tokens - m > 4 || tokens - m == 3) run(m, std::integral_constant<int, 3>{}), m += 3;
     while (tokens - m >= 2) run(m, std::integral_constant<int, 2>{}), m += 2;
     if (m < tokens) run(m, std::integral_constant<int, 1>{});
 }

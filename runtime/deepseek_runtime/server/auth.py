@@ -34,7 +34,8 @@ class ApiKeys:
         if scope["type"] == "http" and (scope["path"] in self._exempt or self._knows(scope)):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            error = ApiError(401, "give a valid API key as 'Authorization: Bearer KEY'", code="invalid_api_key")
+            message = "give a valid API key as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'"
+            error = ApiError(401, message, code="invalid_api_key")
             await error.response()(scope, receive, send)
 
     def _knows(self, scope: Scope) -> bool:

@@ -68,6 +68,7 @@ def build_app(state: ServerState, policy: Policy | None = None) -> Starlette:
         "/health": routes.live,
         "/livez": routes.live,
         "/readyz": routes.ready,
+        "/startupz": routes.started,
         "/metrics": routes.metrics,
     }
     api = [Route(prefix + path, end, methods=[verb]) for path, (verb, end) in table.items() for prefix in ("/v1", "")]
@@ -137,6 +138,9 @@ class Routes:
 
     async def live(self, _: Request) -> Response:
         return _probe(self._state.health.live())
+
+    async def started(self, _: Request) -> Response:
+        return _probe(self._state.health.started())
 
     async def ready(self, _: Request) -> Response:
         return _probe(self._state.health.ready())

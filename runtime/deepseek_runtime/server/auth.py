@@ -13,7 +13,7 @@ from deepseek_runtime.server.errors import ApiError
 
 logger = logging.getLogger(__name__)
 
-PROBE_PATHS = frozenset({"/health", "/livez", "/readyz"})
+PROBE_PATHS = frozenset({"/health", "/livez", "/readyz", "/startupz"})
 METRICS_PATHS = frozenset({"/metrics"})
 
 

@@ -53,6 +53,7 @@ OPERATIONS = {
     "/health": Operation("Whether the process is worth keeping"),
     "/livez": Operation("Whether the process is worth keeping"),
     "/readyz": Operation("Whether new requests are welcome"),
+    "/startupz": Operation("Whether the model is loaded, and how much of it"),
     "/metrics": Operation("Figures in Prometheus' text format", media="text/plain"),
     PATH: Operation("This document"),
 }

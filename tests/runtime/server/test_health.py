@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -106,6 +107,17 @@ def test_what_is_broken_stays_broken(health: Health) -> None:
     health.enter(Phase.BROKEN, "rank 1 is lost")
     health.enter(Phase.DRAINING)
     assert (health.phase, health.message) == (Phase.BROKEN, "rank 1 is lost")
+
+
+def test_the_api_port_has_the_probes_too(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+    server.health.enter(Phase.LOADING)
+    server.health.report(0.25)
+    answers = [server.client.get(path) for path in ("/livez", "/health", "/startupz", "/readyz")]
+    assert [answer.status_code for answer in answers] == [200, 200, 503, 503]
+    assert {answer.json()["status"] for answer in answers} == {"loading 25 %"}
+    server.open()
+    assert [server.client.get(path).status_code for path in ("/startupz", "/readyz")] == [200, 200]
 
 
 def test_other_paths_name_the_probes(probe: httpx.Client) -> None:

@@ -17,8 +17,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from deepseek_runtime.serve import parse
 from deepseek_runtime.server import access_log
-from deepseek_runtime.server.limits import Bounds
+from deepseek_runtime.server.limits import MIB, Bounds
+from deepseek_runtime.server.middleware import Policy
+from deepseek_runtime.settings import Settings
 from fake_model import write_tokenizer
 from tiny_checkpoint import v3_config, write_checkpoint
 
@@ -229,3 +232,31 @@ def stalled(ranks: Ranks) -> dict[str, Any]:
         sleep(0.05)
     body: dict[str, Any] = answer.json()
     return body
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ({"max_body_mib": 0}, "--max-body-mib must be more than 0 and finite, not 0"),
+        ({"max_requests": -1}, "--max-requests must be more than 0 and finite, not -1"),
+        ({"max_connections": 0}, "--max-connections must be more than 0 and finite, not 0"),
+        ({"body_timeout": float("nan")}, "--body-timeout must be more than 0 and finite, not nan"),
+    ],
+)
+def test_a_limit_that_lets_nobody_in_is_refused_in_a_sentence(flag: dict[str, Any], sentence: str) -> None:
+    assert Settings(model=Path(), served_model_name=("m",), **flag).problem() == sentence
+
+
+def test_flags_reach_the_doors_policy(tmp_path: Path) -> None:
+    flags = ["--protect-metrics", "--protect-probes", "--no-chat-page", "--no-access-log"]
+    flags += ["--max-body-mib", "3", "--max-requests", "4", "--max-connections", "5", "--body-timeout", "6.5"]
+    settings = parse(["--model", "tutor", "--api-key-folder", str(tmp_path), *flags])
+    assert not settings.access_log
+    assert Policy.of(settings) == Policy(
+        api_key_folder=tmp_path,
+        protect_metrics=True,
+        protect_probes=True,
+        chat_page=False,
+        bounds=Bounds(body=3 * MIB, requests=4, connections=5, body_seconds=6.5),
+    )
+    assert Policy.of(parse(["--model", "tutor"])) == Policy()

@@ -69,7 +69,7 @@ def _renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
     field, _, rest = (error.param or "").partition(".")
     message = error.message
     for theirs, ours in names.items():
-        message = re.sub(rf"^{theirs}\b|(?<![\w.]){theirs}(?= with tools)", ours, message)
+        message = re.sub(rf"^{theirs}(?=[:. ])", ours, message)
     param = ".".join(part for part in (names.get(field, field), rest) if part) or None
     return ApiError(error.status, message, code=error.code, param=param, type_=error.type)
 

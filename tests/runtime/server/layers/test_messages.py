@@ -94,7 +94,7 @@ def neutral(message: Any) -> dict[str, Any]:
 
 def test_a_message_is_answered_with_a_message(server: Any) -> None:
     with client_of(server) as client:
-        message = client.messages.create(
+        message: Any = client.messages.create(
             model="echo", max_tokens=9, extra_body=GREEDY, messages=[{"role": "user", "content": "abc"}]
         )
     [block] = message.content

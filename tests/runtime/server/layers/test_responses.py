@@ -44,7 +44,7 @@ def create(server: Any, script: str, **fields: Any) -> Any:
 
 def rebuilt(events: list[Any]) -> dict[str, Any]:
     """The response as a client puts it together that trusts in deltas alone."""
-    response = events[-1].response.model_dump(mode="json")
+    response: dict[str, Any] = events[-1].response.model_dump(mode="json")
     response["output"] = [item.model_dump(mode="json") for item in items(events)]
     return response
 

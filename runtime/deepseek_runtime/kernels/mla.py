@@ -72,6 +72,6 @@ class _Softmax:
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """Rotate the interleaved pairs (2i, 2i + 1) of x [..., R] by rotations that broadcast to [..., R / 2]."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x[..., ::2].float(), x[..., 1::2].float()
     # Not `view_as_complex`: pairs behind an odd number of other channels do not lie as complex numbers may.
     return torch.view_as_real(torch.complex(even, odd) * rotations).flatten(-2).to(x.dtype)

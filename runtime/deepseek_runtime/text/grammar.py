@@ -26,6 +26,9 @@ from deepseek_runtime.text.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 CACHED_GRAMMARS = 256
+MOST_CALLS = 32
+"""Calls of one answer. A weak model that must call something never stops calling by itself."""
+
 ANY_TEXT = "/(?s:.*)/"
 
 # One blank, or a new line with its indentation: what people and models write. Without a bound a weak model fills its
@@ -133,7 +136,7 @@ class Grammars:
             before, behind = form.around(tool.name)
             opening, closing = self._spell(form.call_begin + before), self._spell(behind + form.call_end)
             lines.append(f"call_{number}: {opening} arguments_{number} {closing}")
-        more = f" ({self._spell(form.between)} call)*" if parallel else ""
+        more = f" ({self._spell(form.between)} call){{0,{MOST_CALLS - 1}}}" if parallel else ""
         lines.append("call: " + " | ".join(f"call_{number}" for number in range(len(tools))))
         lines.append(f"calls: call{more} {self._spell(form.calls_end)}")
         return "\n".join(lines) + "\n"

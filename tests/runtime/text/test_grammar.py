@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deepseek_runtime.settings import checkpoint_folder
 from deepseek_runtime.text.dialect import BARE, FENCED, Dialect, ToolForm
-from deepseek_runtime.text.grammar import Grammar, GrammarError, Grammars, Tool
+from deepseek_runtime.text.grammar import MOST_CALLS, Grammar, GrammarError, Grammars, Tool
 from deepseek_runtime.text.tokenizer import Tokenizer
 
 MANY = 4000
@@ -170,6 +170,14 @@ def test_several_calls_are_taken_where_they_are_wanted(
     assert dialect.tools
     text = dialect.tools.write_calls([("add", "[true]"), ("weather", '{"city": "Ulm"}')])
     assert takes(grammars.tool_calls(TOOLS, choice="required", parallel=parallel), tokenizer, text) is taken
+
+
+def test_calls_come_to_an_end(grammars: Grammars, tokenizer: Tokenizer, dialect: Dialect) -> None:
+    assert dialect.tools
+    grammar = grammars.tool_calls(TOOLS, choice="required")
+    most, more = (dialect.tools.write_calls([("add", "[true]")] * count) for count in (MOST_CALLS, MOST_CALLS + 1))
+    assert takes(grammar, tokenizer, most)
+    assert not takes(grammar, tokenizer, more)
 
 
 def test_text_needs_no_call_unless_one_is_required(grammars: Grammars, tokenizer: Tokenizer, dialect: Dialect) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,11 +11,16 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
 from deepseek_runtime.dist.barrier import StoreBarrier
-from deepseek_runtime.dist.liveness import Callbacks, Liveness
+from deepseek_runtime.dist.liveness import Callbacks, Liveness, LostRankError
 from deepseek_runtime.dist.marks import marker
 from deepseek_runtime.dist.progress import Progress
 from deepseek_runtime.dist.topology import Topology
 from deepseek_runtime.health import Suspect
+
+Result = TypeVar("Result")
+
+EXPLANATION_SECONDS = 3.0
+"""Within this time after an exchange failed, the watch over the ranks names the one that died, if that was why."""
 
 
 class Group:
@@ -145,7 +151,7 @@ class ProcessGroup(Group):
     def exchange_counts(self, counts_W: Tensor) -> tuple[list[int], list[int]]:
         announced = torch.empty_like(counts_W)
         with self._progress:
-            dist.all_to_all_single(announced, counts_W)
+            self._explained(lambda: dist.all_to_all_single(announced, counts_W))
         own, others = torch.stack((counts_W, announced)).tolist()
         return own, others
 
@@ -207,20 +213,30 @@ class ProcessGroup(Group):
     def _start(self, collective: Callable[[], dist.Work | None], tensor: Tensor) -> Callable[[], Tensor]:
         """Begin a collective; what is returned waits for it and hands out what it fills."""
         self._progress.enter()
-        work = collective()
+        work = self._explained(collective)
         assert work is not None, "every process of the group takes part"
 
         def finish() -> Tensor:
-            work.wait()
+            self._explained(work.wait)
             self._progress.leave()
             return tensor
 
         return finish
 
+    def _explained(self, act: Callable[[], Result]) -> Result:
+        """Act; where that fails since another rank has ended, LostRankError says which."""
+        try:
+            return act()
+        except RuntimeError as error:
+            sentence = self._liveness.end_within(EXPLANATION_SECONDS) if self._liveness else None
+            if sentence is None:
+                raise
+            raise LostRankError(sentence) from error
+
     def _broadcast(self, tensor: Tensor) -> list[int]:
         self._progress.mark = self._marker  # not before: graphs are captured until the first plan
         with self._progress:
-            dist.broadcast(tensor, src=0)
+            self._explained(lambda: dist.broadcast(tensor, src=0))
         values: list[int] = tensor.tolist()
         return values
 

@@ -49,6 +49,10 @@ class Limits:
     arrival: float = 120.0
 
 
+class LostRankError(RuntimeError):
+    """An exchange failed because another rank ended; the message says which and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Callbacks:
     """What a rank wants to hear, each on the watch's thread; after `on_lost` and `on_failed` the watch has ended.
@@ -63,21 +67,26 @@ class Callbacks:
 
 
 class _EndError(Exception):
-    """The group is at its end. `words` tell the other ranks, `report` tells this one."""
+    """The group is at its end, as its sentence says. `words` tell the other ranks, `report` tells this one."""
 
-    def __init__(self, words: tuple[str, ...], report: Callable[[Callbacks], None]) -> None:
-        super().__init__(*words)
+    def __init__(self, sentence: str, words: tuple[str, ...], report: Callable[[Callbacks], None]) -> None:
+        super().__init__(sentence)
         self.words, self.report = words, report
 
 
+def describe_loss(rank: int | None, reason: str) -> str:
+    """The sentence for people about what `on_lost` was told."""
+    return f"{'the group' if rank is None else f'rank {rank}'} is lost: {reason}"
+
+
 def _lost(rank: int | None, reason: str) -> _EndError:
-    number = "" if rank is None else str(rank)
-    return _EndError(("lost", number, reason), lambda callbacks: callbacks.on_lost(rank, reason))
+    words = ("lost", "" if rank is None else str(rank), reason)
+    return _EndError(describe_loss(rank, reason), words, lambda callbacks: callbacks.on_lost(rank, reason))
 
 
 def _failed(rank: int, code: int, sentence: str) -> _EndError:
     words = ("failed", str(rank), str(code), sentence)
-    return _EndError(words, lambda callbacks: callbacks.on_failed(rank, code, sentence))
+    return _EndError(f"rank {rank}: {sentence}", words, lambda callbacks: callbacks.on_failed(rank, code, sentence))
 
 
 class Liveness:
@@ -146,6 +155,11 @@ class Liveness:
             self._waker.send(b"!")
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(self._limits.silence)
+
+    def end_within(self, seconds: float) -> str | None:
+        """Wait for the group's end; a sentence about it, None if it does not come."""
+        self._thread.join(seconds)
+        return str(self._end) if self._end else None
 
     def fail(self, code: int, sentence: str) -> None:
         """Tell the others why this rank ends, with an exit code, and close."""

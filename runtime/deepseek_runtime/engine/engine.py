@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from deepseek_runtime.dist.liveness import LostRankError
 from deepseek_runtime.engine.sampling import NumericsError, Sampled, SamplingParams
 from deepseek_runtime.engine.scheduler import Scheduler, Slot
 from deepseek_runtime.engine.sequence import FinishReason, Sequence
@@ -253,6 +254,8 @@ class Engine:
         except NumericsError as error:
             self._corrupted += 1
             logger.error("%s", error)
+            self.fail(str(error))
+        except LostRankError as error:
             self.fail(str(error))
         except Exception:
             if self._closed is None or self._closed.code != "group_broken":  # else it is the echo of what is known

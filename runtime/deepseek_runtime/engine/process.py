@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deepseek_runtime.dist.group import Group
-from deepseek_runtime.dist.liveness import Callbacks
+from deepseek_runtime.dist.liveness import Callbacks, describe_loss
 from deepseek_runtime.dist.topology import TopologyError
 from deepseek_runtime.engine.engine import Engine, Event, Request, Token
 from deepseek_runtime.engine.runner import Runner
@@ -241,8 +241,7 @@ class RankProcess:
         self._events.put(Ending(1, f"{type(error).__name__}: {error}", failed=True))
 
     def _on_lost(self, rank: int | None, reason: str) -> None:
-        who = "the group" if rank is None else f"rank {rank}"
-        self._hear(Ending(1, f"{who} is lost: {reason}"))
+        self._hear(Ending(1, describe_loss(rank, reason)))
 
     def _on_failed(self, rank: int, code: int, sentence: str) -> None:
         self._hear(Ending(code, f"rank {rank}: {sentence}"))

@@ -93,6 +93,7 @@ def test_a_config_that_cannot_be_used_is_named(content: str | None, sentence: st
         (["hi", "--ckpt-path", "/no/such/folder"], "/no/such/folder: neither 'tutor', nor a folder"),
         (["hi", "--max-model-len", "100000000"], "is more than the checkpoint's"),
         (["hi", "--weights", "int4"], "argument --weights: invalid choice: 'int4'"),
+        (["hi", "--batch-invariant", "--redundant-experts", "2"], "cannot be used with --batch-invariant"),
         (["hi", "--nproc", "3"], "8 experts do not divide over 3 ranks; the next valid number of ranks is 4"),
     ],
 )

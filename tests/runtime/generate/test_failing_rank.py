@@ -2,7 +2,9 @@
 
 import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from deepseek_runtime.offline.launch import PATIENCE_SECONDS
 from deepseek_runtime.settings import checkpoint_folder
 
-from .conftest import ALONE, TORCHRUN, run, started
+from .conftest import ALONE, HELP_LINE, TORCHRUN, run, started, two_ranks
 
 PROGRAM = str(Path(__file__).with_name("odd_rank_program.py"))
 
@@ -67,3 +69,15 @@ def test_a_rank_that_nobody_speaks_for_speaks_itself_after_a_while() -> None:
             "error: rank 3: argument --temperature: must be 0 to 2, not 9\n"
         )
         assert process.returncode == 2
+
+
+def test_a_frozen_rank_is_named_within_a_limit_shorter_than_silence() -> None:
+    with two_ranks("--stall-timeout", "3") as ranks:
+        assert ranks[0].stdout is not None
+        assert ranks[0].stdout.readline() == HELP_LINE
+        ranks[1].send_signal(signal.SIGSTOP)
+        frozen_at = time.monotonic()
+        assert ranks[0].stderr is not None
+        sentence = next(line for line in ranks[0].stderr if line.startswith("error: "))
+        assert time.monotonic() - frozen_at < 9
+        assert sentence.startswith("error: rank 1 is lost: it stalls: rank")

@@ -199,9 +199,46 @@ class Grammars:
 
 def _json(schema: Schema, strict: bool) -> str:
     """A rule's body for JSON of a schema. What the schema itself asks of the library does not count."""
-    content = {"not": {}} if schema is False else {} if schema is True else dict(schema)
+    content = {"not": {}} if schema is False else {} if schema is True else dict(close_objects(schema))
     options = {"whitespace_pattern": _WHITESPACE, "lenient": not strict}
     return "%json " + json.dumps({**content, "x-guidance": options}, ensure_ascii=False)
+
+
+def close_objects(schema: Any) -> Any:
+    """The schema without properties that nobody asked for, wherever it names some and does not speak of others.
+
+    That is a part of what the schema accepts, and what is meant: a model would go on inventing properties. Left as it
+    is where objects are put together from several schemas, of which each must accept what the others name.
+    """
+    return schema if _composed(schema) else _closed(schema)
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: _closed_under(key, value) for key, value in schema.items()}
+    open_ = bool(schema.get("properties")) and not {"additionalProperties", "patternProperties"} & schema.keys()
+    return {**inner, "additionalProperties": False} if open_ else inner
+
+
+def _closed_under(key: str, value: Any) -> Any:
+    """The value of a keyword: schemas by name, plain values, or a schema or several."""
+    if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
+        return {name: _closed(part) for name, part in value.items()}
+    return value if key in ("enum", "const", "default", "examples") else _closed(value)
+
+
+def _composed(schema: Any) -> bool:
+    """Whether anywhere in it an object's properties come from more than one schema."""
+    if isinstance(schema, list):
+        return any(map(_composed, schema))
+    if not isinstance(schema, dict):
+        return False
+    several = isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1
+    mixed = "properties" in schema and bool({"allOf", "anyOf", "oneOf", "$ref", "dependentSchemas"} & schema.keys())
+    return several or mixed or any(map(_composed, schema.values()))
 
 
 def _quoted(text: str) -> str:

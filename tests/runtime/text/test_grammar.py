@@ -244,6 +244,32 @@ def test_without_strict_unknown_keywords_are_left_out(grammars: Grammars, tokeni
     assert takes(grammar, tokenizer, "[1, 1]")
 
 
+def test_properties_that_nobody_named_are_not_invented(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    inner = {"type": "object", "properties": {"b": {"type": "null"}}}
+    grammar = grammars.json_schema({"type": "object", "properties": {"a": inner}}, strict=True)
+    assert takes(grammar, tokenizer, '{"a": {"b": null}}')
+    assert not takes(grammar, tokenizer, '{"c": 1}')
+    assert not takes(grammar, tokenizer, '{"a": {"c": null}}')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"type": "object", "properties": {"a": {}}, "additionalProperties": True},
+        {"type": "object", "properties": {"a": {}}, "patternProperties": {"^c": {}}},
+        {"allOf": [{"type": "object", "properties": {"a": {}}}, {"type": "object", "properties": {"c": {}}}]},
+    ],
+)
+def test_properties_that_are_welcome_stay_so(grammars: Grammars, tokenizer: Tokenizer, schema: dict[str, Any]) -> None:
+    assert takes(grammars.json_schema(schema, strict=True), tokenizer, '{"c": 1}')
+
+
+def test_a_property_may_be_called_like_a_keyword(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    schema = {"type": "object", "properties": {"properties": {"enum": [1]}, "enum": {"const": 2}}}
+    assert takes(grammars.json_schema(schema, strict=True), tokenizer, '{"properties": 1, "enum": 2}')
+
+
 def test_a_schema_cannot_give_the_library_orders(grammars: Grammars) -> None:
     with pytest.raises(GrammarError, match="uniqueItems"):
         grammars.json_schema({"uniqueItems": True, "x-guidance": {"lenient": True}}, strict=True)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -77,9 +78,9 @@ class Settings:
 
     def problem(self) -> str | None:
         """The first value that cannot be served with, as a sentence."""
-        return next(self._problems(), None)
+        return next(chain(self._out_of_range(), self._conflicts()), None)
 
-    def _problems(self) -> Iterator[str]:
+    def _out_of_range(self) -> Iterator[str]:
         sizes = ("max_model_len", "kv_tokens", "block_size", "max_batch_tokens", "max_running", "max_body_mib")
         counts = ("max_requests", "max_connections")
         for name in (*sizes, *counts, "body_timeout", "request_timeout", "drain_timeout"):
@@ -95,13 +96,15 @@ class Settings:
         for name in ("max_queued", "redundant_experts"):
             if getattr(self, name) < 0:
                 yield f"{_flag(name)} must not be negative, not {getattr(self, name)}"
+        if not 0 <= (self.speculative_tokens or 0) <= MAX_SPECULATIVE_TOKENS:
+            yield f"--speculative-tokens must be 0 to {MAX_SPECULATIVE_TOKENS}, not {self.speculative_tokens}"
+
+    def _conflicts(self) -> Iterator[str]:
         if self.batch_invariant and self.redundant_experts:
             yield (
                 f"--redundant-experts {self.redundant_experts} cannot be used with --batch-invariant: which copy of an "
                 "expert a token visits depends on the other tokens; leave out one of the two"
             )
-        if not 0 <= (self.speculative_tokens or 0) <= MAX_SPECULATIVE_TOKENS:
-            yield f"--speculative-tokens must be 0 to {MAX_SPECULATIVE_TOKENS}, not {self.speculative_tokens}"
         if self.api_key_folder and not self.api_key_folder.is_dir():
             yield f"--api-key-folder {self.api_key_folder}: no such folder"
 

@@ -97,9 +97,9 @@ class EchoExecutor:
 def next_token(context: list[int], vocab_size: int = 260) -> int:
     """What the echo model says after a context."""
     user, assistant = 258, 259
-    if assistant not in context or user not in context:
+    mark = len(context) - 1 - context[::-1].index(assistant) if assistant in context else 0
+    if user not in context[:mark]:
         return 2 + (sum(context) * 31 + len(context)) % (vocab_size - 4)
-    mark = len(context) - 1 - context[::-1].index(assistant)
     start = mark - 1 - context[:mark][::-1].index(user)
     said = context[start + 1 : mark]
     spoken = len(context) - mark - 1

@@ -3,6 +3,7 @@
 `UPDATE_GOLDENS=1 pytest tests/operator/test_render.py` writes them anew; the diff is the review.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import yaml
 from deepseek_operator import names, plan
 from deepseek_operator.render import claim, job, serviceaccount, services, statefulset
 from deepseek_operator.render.text import rendered
+from deepseek_runtime.settings import Settings
 
 GOLDENS = Path(__file__).parent / "goldens"
 SPECS = {
@@ -117,6 +119,15 @@ def test_objects_equal_their_goldens(made, name):
 def test_objects_are_strictly_valid(made, name):
     for manifest in objects(made(name)).values():
         kubernetes_validate.validate(manifest, "1.34", strict=True)
+
+
+def test_a_pod_lives_longer_than_its_last_call_and_its_drain(made):
+    pod = objects(made("tutor"))["statefulset"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    last_call = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    torchrun = next(int(v["value"]) for v in container["env"] if v["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    drain = next(field.default for field in dataclasses.fields(Settings) if field.name == "drain_timeout")
+    assert drain < torchrun < pod["terminationGracePeriodSeconds"] - last_call
 
 
 def test_no_golden_is_left_over(made):

@@ -11,9 +11,11 @@ from deepseek_operator.render.services import API_PORT, HEALTH_PORT, STORE_PORT
 from deepseek_operator.render.text import rendered
 
 GRACE_SECONDS = 150
-"""Between SIGTERM and SIGKILL: the runtime drains for up to 120 s."""
+"""From a pod's deletion to SIGKILL: the runtime drains for up to 120 s once it gets SIGTERM."""
+LAST_CALL_SECONDS = 5
+"""From a pod's deletion to SIGTERM: every node's kube-proxy gets to know that new connections belong elsewhere."""
 TORCHRUN_GRACE_SECONDS = 140
-"""torchrun would kill its ranks 30 s after SIGTERM: longer than they drain, shorter than the pod has."""
+"""torchrun would kill its ranks 30 s after SIGTERM: longer than they drain, shorter than the pod then has."""
 STARTUP_PERIOD = 2
 MIN_STARTUP_SECONDS = 1800
 ASSUMED_BYTES_PER_SECOND = 100_000_000
@@ -95,6 +97,8 @@ def _container(plan: Plan, index: int, model_bytes: int | None) -> dict[str, Any
         # Status shows why a container ended; without a message of its own, the end of its log says it.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
+        # Not the kubelet's own `sleep`, which Kubernetes before 1.30 does not have.
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(LAST_CALL_SECONDS)]}}},
         **_probes(plan, model_bytes),
     }
 

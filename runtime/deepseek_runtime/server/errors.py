@@ -61,10 +61,15 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Retry-After where a retry may help, and how to prove who one is where that was missing."""
+        """Retry-After where a retry may help, and how to prove who one is where that was missing.
+
+        `Connection: close` goes with `draining`: over a connection that is kept alive, a retry would not reach another
+        server but this one again.
+        """
         seconds = RETRY_AFTER_SECONDS.get(self.code or "")
         retry = {} if seconds is None else {"Retry-After": str(seconds)}
-        return retry | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        leave = {"Connection": "close"} if self.code == "draining" else {}
+        return retry | leave | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 _TYPES = {

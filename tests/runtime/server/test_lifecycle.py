@@ -159,6 +159,8 @@ def test_draining_finishes_streams_and_sends_others_away(server: Any) -> None:
         assert server.client.get("/livez").status_code == 200
         response = server.client.post("/v1/chat/completions", json=ask())
         assert (response.status_code, response.json()["error"]["code"]) == (503, "draining")
+        # A retry over the same connection would come back to this server.
+        assert (response.headers["retry-after"], response.headers["connection"]) == ("1", "close")
         drained = threading.Thread(target=server.engine.drain, args=(10,))
         drained.start()
         server.executor.gate.set()

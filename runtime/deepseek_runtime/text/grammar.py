@@ -13,7 +13,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -76,8 +75,7 @@ class GrammarMask:
 
     def __call__(self, generated: Sequence[int], /) -> NDArray[np.bool_]:
         """[V], all False where nothing may follow: what was not allowed came, or the grammar is beyond the parser."""
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(self._consumed, generated, strict=False))
-        common = sum(1 for _ in same)
+        common = _common(self._consumed, generated)
         self._matcher.rollback(len(self._consumed) - common)
         taken = common + self._matcher.try_consume_tokens(list(generated[common:]))
         self._consumed = list(generated[:taken])
@@ -195,6 +193,14 @@ class Grammars:
                     eos_token=sorted(self._tokenizer.stop_ids) or None,
                 )
             return self._vocabulary
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the beginning that both have; at once where one is the other's beginning, as between two steps."""
+    shorter = min(len(first), len(second))
+    if first[:shorter] == second[:shorter]:
+        return shorter
+    return next((place for place in range(shorter) if first[place] != second[place]), shorter)
 
 
 def _json(schema: Schema, strict: bool) -> str:

@@ -1,4 +1,4 @@
-"""A chat answer of one choice, the same whether it came whole or in a stream; for comparing the two."""
+"""A chat answer of one choice, the same whether it came whole or in a stream, and the tokens that it was made of."""
 
 import json
 from collections.abc import Iterable
@@ -12,11 +12,15 @@ Body = dict[str, Any]
 
 @dataclass
 class ChatAnswer:
-    """What was said, each call as a name and the text of its arguments, and why it ended: None where it did not."""
+    """What was said, each call as a name and the text of its arguments, and why it ended: None where it did not.
+
+    `raw` is all that the model wrote, marks and end included, where the request asked for `logprobs`.
+    """
 
     content: str = ""
     calls: list[tuple[str, str]] = field(default_factory=list)
     finish_reason: str | None = None
+    raw: bytes = b""
 
 
 def ask_whole(client: httpx.Client, body: Body) -> ChatAnswer:
@@ -27,7 +31,7 @@ def ask_whole(client: httpx.Client, body: Body) -> ChatAnswer:
     calls = [
         (call["function"]["name"], call["function"]["arguments"]) for call in choice["message"].get("tool_calls") or ()
     ]
-    return ChatAnswer(choice["message"]["content"] or "", calls, choice["finish_reason"])
+    return ChatAnswer(choice["message"]["content"] or "", calls, choice["finish_reason"], _written(choice))
 
 
 def ask_streamed(client: httpx.Client, body: Body) -> ChatAnswer:
@@ -46,6 +50,7 @@ def assembled(lines: Iterable[str]) -> ChatAnswer:
         for choice in event["choices"]:
             _add(answer, choice["delta"])
             answer.finish_reason = choice["finish_reason"] or answer.finish_reason
+            answer.raw += _written(choice)
     return answer
 
 
@@ -57,3 +62,8 @@ def _add(answer: ChatAnswer, delta: Body) -> None:
             answer.calls.append((function["name"], ""))
         name, arguments = answer.calls[call["index"]]
         answer.calls[call["index"]] = (name, arguments + function.get("arguments", ""))
+
+
+def _written(choice: Body) -> bytes:
+    """The bytes of all tokens."""
+    return b"".join(bytes(token["bytes"]) for token in (choice.get("logprobs") or {}).get("content") or ())

@@ -74,7 +74,7 @@ class GroupProcess:
 
     def _find_ranks(self) -> dict[int, int]:
         """Process ids by rank: torchrun's children, by the RANK that it gave them."""
-        pids = {}
+        pids: dict[int, int] = {}
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
             for pid in map(int, (task / "children").read_text().split()):
                 environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")

@@ -24,6 +24,7 @@ CLIENTS = 64
 LIMITS = {"max-model-len": 512, "kv-tokens": 4096, "block-size": 16, "max-running": 32, "max-queued": 40}
 FLAGS = [text for name, value in LIMITS.items() for text in (f"--{name}", str(value))]
 WHOLE_BEFORE_THE_DEATH = 40
+COUNTED = ("dsv3_requests_", "dsv3_generation_tokens", "dsv3_prompt_tokens", "dsv3_cache_usage", "dsv3_preemptions")
 FINISHED, REJECTED = "dsv3_requests_finished_total", "dsv3_requests_rejected_total"
 
 
@@ -34,8 +35,8 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GroupProcess]:
     group.stop()
 
 
-def crowd_on(group: GroupProcess, name: str, more: Callable[[], bool], on_seen: Callable[[Seen], None]) -> list[Seen]:
-    """What all clients saw, each of which asks while `more` says so."""
+def crowd_on(group: GroupProcess, name: str, more: Callable[[], bool], on_seen: Callable[[Seen], None]) -> Crowd:
+    """All clients after their last request; each asks while `more` says so."""
     crowd = Crowd(group.url, group.serves, on_seen)
 
     async def ask() -> None:
@@ -44,7 +45,7 @@ def crowd_on(group: GroupProcess, name: str, more: Callable[[], bool], on_seen: 
                 tasks.create_task(crowd.client(f"{name}-{number}", more))
 
     asyncio.run(ask())
-    return crowd.seen
+    return crowd
 
 
 def wait_idle(group: GroupProcess) -> dict[str, float]:
@@ -87,10 +88,14 @@ def odd(seen: list[Seen], *fine: str) -> list[str]:
     return [str(one) for one in seen if one.outcome not in fine]
 
 
-def test_a_crowd_that_comes_and_goes_leaves_nothing_behind_and_all_is_accounted_for(group: GroupProcess) -> None:
+def test_a_crowd_that_comes_and_goes_leaves_nothing_behind_and_all_is_accounted_for(
+    group: GroupProcess, record_property: Callable[[str, object], None]
+) -> None:
     before, until = wait_idle(group), monotonic() + SECONDS
-    seen = crowd_on(group, "crowd", lambda: monotonic() < until, lambda _: None)
+    seen = crowd_on(group, "crowd", lambda: monotonic() < until, lambda _: None).seen
     after, lines = wait_idle(group), {line["id"]: line for line in group.access_log() if "crowd-" in line["id"]}
+    record_property("requests", summary(seen))
+    record_property("counters", {name: value for name, value in after.items() if name.startswith(COUNTED)})
     assert odd(seen, "whole", "left", "refused") == [], summary(seen)
     assert {one.outcome for one in seen} == {"whole", "left", "refused"}, "the load was too light to prove anything"
     assert after["dsv3_cache_usage"] == before["dsv3_cache_usage"]
@@ -107,7 +112,9 @@ def test_every_counter_is_the_sum_of_the_access_log(group: GroupProcess) -> None
     assert metrics["dsv3_prompt_tokens_total"] == sum(line.get("prompt_tokens", 0) for line in lines)
 
 
-def test_when_a_rank_dies_every_client_is_told_and_the_restarted_group_answers(group: GroupProcess) -> None:
+def test_when_a_rank_dies_every_client_is_told_and_the_restarted_group_answers(
+    group: GroupProcess, record_property: Callable[[str, object], None]
+) -> None:
     whole = 0
 
     def kill_in_the_middle(seen: Seen) -> None:
@@ -116,7 +123,10 @@ def test_when_a_rank_dies_every_client_is_told_and_the_restarted_group_answers(g
         if seen.outcome == "whole" and whole == WHOLE_BEFORE_THE_DEATH:
             os.kill(group.rank_pids[1], signal.SIGKILL)
 
-    seen = crowd_on(group, "mourners", lambda: True, kill_in_the_middle)
+    crowd = crowd_on(group, "mourners", lambda: True, kill_in_the_middle)
+    seen = crowd.seen
+    record_property("requests", summary(seen))
+    record_property("seconds between the closed port and the end", crowd.parting)
     assert odd(seen, "whole", "left", "refused", "error", "error event", "gone") == [], summary(seen)
     assert "error" in "".join(one.outcome for one in seen), f"nobody was there to be told: {summary(seen)}"
     assert group.process.wait(60) != 0

@@ -30,8 +30,9 @@ def test_no_stream_is_cut_without_an_error_event_while_the_group_rolls(cluster: 
     print(tally(events))
 
     assert _of("cut", events) == []
-    assert all(json.loads(e.detail)["error"]["message"] for e in _of("told", events))
-    assert _of("told", events), "the second roll was to end streams before they were whole"
+    told = _of("told", events)
+    assert all(json.loads(e.detail)["error"]["message"] for e in told)
+    assert 0 < len(told) <= CLIENTS, "only the second roll was to end streams before they were whole"
     refusals = [e.detail for e in _of("refused", events)]
     assert [r for r in refusals if not r.startswith("503 1 ") or '"draining"' not in r] == []
 

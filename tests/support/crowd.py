@@ -1,11 +1,12 @@
 """Many clients at once, of every kind, some of which leave; each attempt ends in a `Seen` that says what came of it."""
 
 import asyncio
+import itertools
 import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import httpx
@@ -16,7 +17,8 @@ PARTING = 5.0
 """Seconds that a process may go on for after it has closed its port, on a busy machine."""
 LONGEST_WAIT = 1.0
 """Seconds after which a client tries again whatever it was told, so that it also meets a server about to end."""
-Outcome = Literal["whole", "left", "refused", "error", "error event", "gone", "odd"]
+Outcome = Literal["whole", "left", "refused", "error", "error event", "unread", "gone", "odd"]
+"""`gone` is a refused connection, `unread` one that was closed without a word, both by a server at its very end."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,22 @@ class Plan:
 
 @dataclass
 class Seen:
-    """What a client saw. `reasons` are the finish reasons of the choices; `note` is an error's code, or what is odd."""
+    """What a client saw. `reasons` are the finish reasons of the choices; `note` is an error's code, or what is odd.
+
+    `begun`: there was a status. `sent` is in seconds of the monotonic clock.
+    """
 
     plan: Plan
     outcome: Outcome = "odd"
     reasons: dict[int, str] = field(default_factory=dict)
     note: str = ""
+    begun: bool = False
+    sent: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
         body = {**self.plan.body, "messages": ..., "prompt": ...}
-        return f"{self.plan.id} {self.outcome} ({self.note}), reasons {self.reasons}: {self.plan.path} {body}"
+        when = f"sent at {self.sent:.3f}, begun: {self.begun}"
+        return f"{self.plan.id} {self.outcome} ({self.note}), {when}, reasons {self.reasons}: {self.plan.path} {body}"
 
 
 def random_plan(dice: random.Random, id_: str) -> Plan:
@@ -76,12 +84,15 @@ class Crowd:
         self._on_seen = on_seen
 
     async def client(self, name: str, more: Callable[[], bool]) -> None:
-        """One request after the other while `more` says so and the server is there; waits where it is told to."""
-        dice, number = random.Random(name), 0
+        """One request after the other while `more` says so and the server is there; what is refused is sent again."""
+        dice, seen = random.Random(name), None
         async with httpx.AsyncClient(base_url=self._url, timeout=None) as client:
-            while more():
-                number += 1
-                seen, wait = await self._attempt(client, random_plan(dice, f"{name}-{number}"))
+            for id_ in (f"{name}-{number}" for number in itertools.count()):
+                if not more():
+                    return
+                refused = seen and seen.outcome == "refused"
+                plan = replace(seen.plan, id=id_) if seen and refused else random_plan(dice, id_)
+                seen, wait = await self._attempt(client, plan)
                 self.seen.append(seen)
                 self._on_seen(seen)
                 if seen.outcome == "gone":
@@ -98,8 +109,10 @@ class Crowd:
             seen.outcome, seen.note = ("left", "") if plan.leaves else ("odd", f"no end within {HUNG:g} s")
         except httpx.ConnectError as error:
             seen.outcome, seen.note = "gone" if await self._ends() else "odd", repr(error)
-        except (httpx.TransportError, ValueError, LookupError) as error:
-            seen.note = repr(error)
+        except httpx.TransportError as error:
+            seen.outcome, seen.note = "unread" if not seen.begun and await self._ends() else "odd", repr(error)
+        except (ValueError, LookupError) as error:
+            seen.outcome, seen.note = "odd", repr(error)
         return seen, 0.0
 
     async def _ends(self) -> bool:
@@ -115,6 +128,7 @@ class Crowd:
     async def _ask(self, client: httpx.AsyncClient, seen: Seen) -> float:
         plan = seen.plan
         async with client.stream("POST", plan.path, json=plan.body, headers={"X-Request-Id": plan.id}) as response:
+            seen.begun = True
             if response.status_code != 200:
                 _take_error(seen, json.loads(await response.aread()), response.status_code)
                 return float(response.headers.get("Retry-After", "0"))

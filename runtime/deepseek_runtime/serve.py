@@ -110,7 +110,7 @@ class Front:
         self._template = ChatTemplate(settings.model, self._tokenizer)
         self._grammars = Grammars(self._tokenizer, self._template.dialect)
         # A first one takes over a second, for what all need of the vocabulary: better now than when a client waits.
-        threading.Thread(target=self._grammars.json_object, name="grammars", daemon=True).start()
+        threading.Thread(target=self._grammars.prepare, name="grammars", daemon=True).start()
         self._places = settings.max_running + settings.max_queued
         names = settings.served_model_name
         self._state: ServerState = ServerState(

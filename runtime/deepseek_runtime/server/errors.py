@@ -28,6 +28,9 @@ RETRY_AFTER_SECONDS = {
 }
 
 
+LAST_WORDS = frozenset({"draining", "group_broken"})
+
+
 class ApiError(Exception):
     """An answer other than 200. `param` names the field at fault; `code` is for programs, the message for people."""
 
@@ -63,12 +66,12 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Retry-After where a retry may help, and how to prove who one is where that was missing.
 
-        `Connection: close` goes with `draining`: over a connection that is kept alive, a retry would not reach another
-        server but this one again.
+        `Connection: close` goes with what a server says at its end: over a connection that is kept alive, a retry would
+        not reach another server but this one again.
         """
         seconds = RETRY_AFTER_SECONDS.get(self.code or "")
         retry = {} if seconds is None else {"Retry-After": str(seconds)}
-        leave = {"Connection": "close"} if self.code == "draining" else {}
+        leave = {"Connection": "close"} if self.code in LAST_WORDS else {}
         return retry | leave | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 

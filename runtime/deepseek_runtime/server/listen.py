@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import sys
 import threading
 from functools import partial
 from http import HTTPStatus
@@ -21,6 +22,7 @@ from deepseek_runtime.server.errors import ApiError
 from deepseek_runtime.server.limits import Bounds
 from deepseek_runtime.settings import StartupError
 
+UNREAD_MILLISECONDS = 60_000
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -29,6 +31,8 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sys.platform == "linux":  # what a client does not take for so long is given up, and its connection with it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
     try:
         listener.bind((host, port))
     except OSError as error:

@@ -97,6 +97,13 @@ class Grammars:
         self._vocabulary: LLTokenizer | None = None
         self._compiled = lru_cache(CACHED_GRAMMARS)(self._compile)
 
+    def prepare(self) -> None:
+        """Read the vocabulary ahead of the first request. Where it cannot be read, the log says so, no more."""
+        try:
+            self._ready_vocabulary()
+        except GrammarError as error:
+            logger.warning("%s", error)
+
     def json_object(self, *, in_reasoning: bool = False) -> Grammar:
         """Any JSON object."""
         return self.json_schema({"type": "object"}, strict=True, in_reasoning=in_reasoning)
@@ -184,15 +191,18 @@ class Grammars:
         return Grammar(LLMatcher(self._ready_vocabulary(), source, log_level=0), self._tokenizer.size)
 
     def _ready_vocabulary(self) -> LLTokenizer:
-        """The tokens as the library wants them; takes a second for 129,280 of them, so it is made at first need."""
+        """The tokens as the library wants them; takes a second for 129,280 of them."""
         with self._lock:
             if self._vocabulary is None:
-                self._vocabulary = LLTokenizer(
-                    self._tokenizer.fast.to_str(),
-                    n_vocab=self._tokenizer.size,
-                    eos_token=sorted(self._tokenizer.stop_ids) or None,
-                )
+                self._vocabulary = self._read_vocabulary()
             return self._vocabulary
+
+    def _read_vocabulary(self) -> LLTokenizer:
+        ends = sorted(self._tokenizer.stop_ids) or None
+        try:
+            return LLTokenizer(self._tokenizer.fast.to_str(), n_vocab=self._tokenizer.size, eos_token=ends)
+        except Exception as error:  # the library has no class of its own for a tokenizer that it cannot read
+            raise GrammarError(f"no form can be enforced with this model's tokenizer: {error}") from error
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

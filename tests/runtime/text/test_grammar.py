@@ -10,6 +10,8 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import WordLevel
 
 from deepseek_runtime.settings import checkpoint_folder
 from deepseek_runtime.text.dialect import BARE, FENCED, Dialect, ToolForm
@@ -283,3 +285,19 @@ def test_a_tool_that_is_not_there_cannot_be_chosen(grammars: Grammars) -> None:
 def test_a_model_without_a_form_for_calls_gets_no_tools(tokenizer: Tokenizer) -> None:
     with pytest.raises(GrammarError, match="no known form"):
         Grammars(tokenizer, Dialect("plain")).tool_calls(TOOLS, choice="auto")
+
+
+class Unreadable(Tokenizer):
+    """A tokenizer of a kind that the grammar library does not know."""
+
+    def __init__(self) -> None:
+        self.fast = FastTokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+        self.size, self.stop_ids, self.added_ids = 2, frozenset({1}), {}
+
+
+def test_a_tokenizer_that_cannot_be_read_costs_only_the_forms(caplog: pytest.LogCaptureFixture) -> None:
+    grammars = Grammars(Unreadable(), DIALECTS["bare"])
+    grammars.prepare()
+    assert "no form can be enforced" in caplog.text
+    with pytest.raises(GrammarError, match="no form can be enforced"):
+        grammars.json_object()

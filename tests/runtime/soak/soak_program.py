@@ -41,12 +41,15 @@ def main() -> None:
     engine.start()
     answers = ask_all(engine, list(random_asks(count, seed)), AT_ONCE)
     drained = engine.drain(60)
-    stats = asdict(engine.stats())
+    stats = engine.stats()
+    figures = {
+        name: getattr(stats, name) for name in ("running", "waiting", "cache_usage", "preemptions", "prefix_hits")
+    }
     engine.stop(60)
     group.close()
-    out.write_text(
-        json.dumps({"answers": [[asdict(a) for a in ask] for ask in answers], "drained": drained, "stats": stats})
-    )
+    figures["speculation"] = asdict(stats.speculation)
+    report = {"answers": [[asdict(a) for a in ask] for ask in answers], "drained": drained, "stats": figures}
+    out.write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

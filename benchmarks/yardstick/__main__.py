@@ -26,8 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BenchmarkError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    page = given.out or (None if given.quick else REPOSITORY / "benchmarks/RESULTS.md")
-    if page:
+    if page := _page(given):
         report.write(results, page)
     sys.stdout.write(f"{json.dumps(results.as_json()) if given.json else report.markdown(results)}\n")
     return 0
@@ -45,8 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", type=_peers, metavar="NAME,…", help=f"of {', '.join(PEERS)}, or none")
     parser.add_argument("--batches", type=_numbers, metavar="N,…", help="sequences decoded together (1,8,16,32)")
     parser.add_argument("--rounds", type=int, metavar="N", help="runs of every engine (quick 2, else 3)")
-    parser.add_argument("--out", type=Path, metavar="PAGE", help="page to write (benchmarks/RESULTS.md, quick none)")
+    parser.add_argument("--out", type=Path, metavar="PAGE", help="page to write (RESULTS.md; for a part: none)")
     return parser
+
+
+def _page(given: argparse.Namespace) -> Path | None:
+    """Where the results go. Part of the comparison never takes the place of the published whole."""
+    part = given.quick or given.threads or given.peers is not None or given.batches or given.rounds
+    return given.out or (None if part else REPOSITORY / "benchmarks/RESULTS.md")
 
 
 def _options(given: argparse.Namespace) -> Options:

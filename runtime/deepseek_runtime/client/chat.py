@@ -84,35 +84,32 @@ class Chat:
     def ask(self, question: str) -> None:
         """Send a question and show the answer as it comes. Without any answer the question is taken back."""
         self._talk.messages.append({"role": "user", "content": question})
-        answer = ""
+        pieces: list[str] = []
         try:
-            for answer in self._shown():  # noqa: B007 (each is the answer so far)
-                pass
+            self._show(pieces)
         except KeyboardInterrupt:
             self._console.print(" [stopped]", style="yellow", markup=False)
         except EndpointError:
             self._console.print()
             raise
         finally:
-            if answer:
+            if answer := "".join(pieces):
                 self._talk.messages.append({"role": "assistant", "content": answer})
             else:
                 self._talk.messages.pop()
 
-    def _shown(self) -> Iterator[str]:
-        """Print the answer's pieces; yields the answer so far."""
-        answer, reasoned = "", False
+    def _show(self, pieces: list[str]) -> None:
+        """Print the answer as it comes, and add its content to `pieces`: what has come stays when it breaks off."""
+        reasoned = False
         for chunk in self._endpoint.chat(self._talk.body):
             reasoning, content = text_of(chunk)
             if reasoning:
                 self._console.out(reasoning, end="", style="dim", highlight=False)
                 reasoned = True
-            if content and reasoned and not answer:
-                self._console.out("\n")
             if content:
-                self._console.out(content, end="", highlight=False)
-            answer += content
-            yield answer
+                gap = "\n\n" if reasoned and not pieces else ""
+                self._console.out(gap + content, end="", highlight=False)
+                pieces.append(content)
         self._console.out()
 
     def _messages(self) -> Iterator[str]:

@@ -62,9 +62,13 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The group can no longer compute; nothing more will come for this sequence."""
+    """Nothing more will come for this sequence, nor for any other: the group is broken, or its time to drain is over.
+
+    `code` is `group_broken` or `draining`, as for a `RefusedError`.
+    """
 
     message: str
+    code: str = "group_broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +218,21 @@ class Engine:
         with self._lock:
             already = self._closed is not None and self._closed.code == "group_broken"
             self._closed = RefusedError("group_broken", message)
+        self._give_up(Broken(message))
+        if not already:
+            self._on_failure(message)
+
+    def abandon(self, message: str) -> None:
+        """Give up what draining did not finish in time; the group is whole, and ends in good order."""
+        self._give_up(Broken(message, "draining"))
+
+    def _give_up(self, event: Broken) -> None:
+        with self._lock:
             requests = [request for _, request in self._active.values()]
             self._active.clear()
             self._idle.set()
         for request in requests:
-            request.sink(Broken(message))
-        if not already:
-            self._on_failure(message)
+            request.sink(event)
 
     def stats(self) -> EngineStats:
         """Figures for metrics and readiness; cheap, from any thread."""

@@ -103,7 +103,9 @@ class Leader(Role):
     def drain(self) -> None:
         self._health.enter(Phase.DRAINING)
         if not self._engine.drain(self._timeouts.drain):
-            self._engine.fail(f"this server shuts down and the answer took longer than {self._timeouts.drain:g} s more")
+            self._engine.abandon(
+                f"this server shuts down, and the answer took longer than {self._timeouts.drain:g} s more"
+            )
         stopped = self._engine.stop(ANNOUNCEMENT_SECONDS)
         self._end(Ending(0) if stopped else Ending(1, "a step did not end while shutting down"))
 

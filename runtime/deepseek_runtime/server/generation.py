@@ -255,8 +255,9 @@ class Generation:
             if self._choices[index].finished:
                 continue
             if isinstance(event, Broken):
-                self.close("group_broken")
-                raise unavailable("group_broken", f"this server lost its group, try again later: {event.message}")
+                self.close(event.code)
+                lost = "this server lost its group, try again later: " if event.code == "group_broken" else ""
+                raise unavailable(event.code, lost + event.message)
             if isinstance(event, Failed):
                 self.close("failed")
                 raise ApiError(500, event.message, code="answer_failed")

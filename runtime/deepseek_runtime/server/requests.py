@@ -19,7 +19,7 @@ from deepseek_runtime.server.fields import Message, ResponseFormat, ToolField
 from deepseek_runtime.server.generation import Job
 from deepseek_runtime.server.schemas import ChatBody, CompletionBody, GenerationBody
 from deepseek_runtime.server.service import Service
-from deepseek_runtime.text.grammar import Grammar, GrammarError, Tool
+from deepseek_runtime.text.grammar import ANY_OBJECT, Grammar, GrammarError, JsonForm, Tool
 from deepseek_runtime.text.parser import OutputParser
 from deepseek_runtime.text.template import Prompt, TemplateRefusal
 
@@ -122,8 +122,8 @@ def _chat_job(service: Service, body: ChatBody) -> Job:
     dialect = service.template.dialect
     prompt = encode_chat(service, body)
     job = _job(service, (tuple(prompt.ids),), body, "messages")
-    grammar = _call_grammar(service, body, in_reasoning=prompt.in_reasoning)
-    grammar = grammar or _format_grammar(service, body.response_format, in_reasoning=prompt.in_reasoning)
+    grammar = _format_grammar(service, body.response_format, in_reasoning=prompt.in_reasoning)
+    grammar = _call_grammar(service, body, in_reasoning=prompt.in_reasoning) or grammar
     return replace(
         job,
         markers=dialect.markers,
@@ -155,24 +155,31 @@ def _call_grammar(service: Service, body: ChatBody, *, in_reasoning: bool) -> Gr
     mode = choice.names[0] if choice.mode == "named" else choice.mode
     try:
         return service.grammars.tool_calls(
-            tools, choice=mode, parallel=body.parallel_tool_calls, in_reasoning=in_reasoning
+            tools,
+            choice=mode,
+            parallel=body.parallel_tool_calls,
+            in_reasoning=in_reasoning,
+            content=_json_form(body.response_format),
         )
     except GrammarError as error:
         raise ApiError(400, f"tools: {error}", param="tools") from error
 
 
 def _format_grammar(service: Service, wanted: ResponseFormat | None, *, in_reasoning: bool) -> Grammar | None:
-    if wanted is None or wanted.type == "text":
-        return None
-    schema = wanted.json_schema
+    form = _json_form(wanted)
     try:
-        if schema:
-            return service.grammars.json_schema(schema.definition, strict=schema.strict, in_reasoning=in_reasoning)
-        if wanted.definition:
-            return service.grammars.json_schema(wanted.definition, strict=False, in_reasoning=in_reasoning)
-        return service.grammars.json_object(in_reasoning=in_reasoning)
+        return service.grammars.json(form, in_reasoning=in_reasoning) if form else None
     except GrammarError as error:
         raise ApiError(400, f"response_format: {error}", param="response_format") from error
+
+
+def _json_form(wanted: ResponseFormat | None) -> JsonForm | None:
+    """The form that content is to have; None for plain text."""
+    if wanted is None or wanted.type == "text":
+        return None
+    if schema := wanted.json_schema:
+        return JsonForm(schema.definition, schema.strict)
+    return JsonForm(wanted.definition) if wanted.definition else ANY_OBJECT
 
 
 def _encode_prompt(service: Service, prompt: str | list[int], body: CompletionBody) -> tuple[int, ...]:

@@ -162,8 +162,6 @@ class ChatBody(GenerationBody):
             raise ValueError(f"tool_choice {choice.mode!r} needs tools to choose from")
         if unknown := [name for name in choice.names if name not in names]:
             raise ValueError(f"tool_choice names {unknown[0]!r}, which is not among the tools: {', '.join(names)}")
-        if self.may_call and self.response_format and self.response_format.type != "text" and choice.mode == "auto":
-            raise ValueError("response_format with tools needs tool_choice 'none' or 'required': one form at a time")
 
     @property
     def proceed(self) -> bool:

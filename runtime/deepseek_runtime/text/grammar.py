@@ -42,6 +42,17 @@ class GrammarError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class JsonForm:
+    """JSON that a schema accepts. Keywords that cannot be enforced are refused, or without `strict` ignored."""
+
+    schema: Schema
+    strict: bool = False
+
+
+ANY_OBJECT = JsonForm({"type": "object"}, strict=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Tool:
     """A function that the model may call. Without `strict`, keywords that cannot be enforced are left out."""
 
@@ -104,21 +115,24 @@ class Grammars:
         except GrammarError as error:
             logger.warning("%s", error)
 
-    def json_object(self, *, in_reasoning: bool = False) -> Grammar:
-        """Any JSON object."""
-        return self.json_schema({"type": "object"}, strict=True, in_reasoning=in_reasoning)
-
-    def json_schema(self, schema: Schema, *, strict: bool, in_reasoning: bool = False) -> Grammar:
-        """JSON that a schema accepts. Keywords that cannot be enforced: GrammarError, or without `strict` ignored."""
-        self._check(schema, strict)
-        return self._finish(f"answer: {_json(schema, strict)}\n", in_reasoning)
+    def json(self, form: JsonForm, *, in_reasoning: bool = False) -> Grammar:
+        """An answer that is JSON of a form; GrammarError for a schema that cannot be enforced."""
+        self._check(form.schema, form.strict)
+        return self._finish(f"answer: {_json(form.schema, form.strict)}\n", in_reasoning)
 
     def tool_calls(
-        self, tools: Sequence[Tool], *, choice: str, parallel: bool = True, in_reasoning: bool = False
+        self,
+        tools: Sequence[Tool],
+        *,
+        choice: str,
+        parallel: bool = True,
+        in_reasoning: bool = False,
+        content: JsonForm | None = None,
     ) -> Grammar:
         """Calls of tools with arguments that their schemas accept.
 
-        `choice` is `auto` for text that calls may follow, `required` for at least one call, or the name of a tool.
+        `choice` is `auto` for text that calls may follow, `required` for at least one call, or the name of a tool. With
+        a form for the `content`, `auto` is either calls or JSON of that form.
         """
         form = self._dialect.tools
         if form is None:
@@ -128,9 +142,13 @@ class Grammars:
             raise GrammarError(f"there is no tool {choice!r} to call, only {', '.join(tool.name for tool in tools)}")
         for tool in named:
             self._check(tool.parameters, tool.strict, f"tool {tool.name!r}: ")
+        if content:
+            self._check(content.schema, content.strict)
         rules = self._call_rules(form, named, parallel=parallel and choice in ("auto", "required"))
-        if choice != "auto":
-            return self._finish(rules + f"answer: {self._spell(form.calls_begin)} calls\n", in_reasoning)
+        if choice != "auto" or content:
+            rules += f"answer: {self._spell(form.calls_begin)} calls"
+            rules += f" | {_json(content.schema, content.strict)}\n" if choice == "auto" and content else "\n"
+            return self._finish(rules, in_reasoning)
         return self._finish(rules + self._optional(form.calls_begin, "calls"), in_reasoning)
 
     def _call_rules(self, form: ToolForm, tools: Sequence[Tool], *, parallel: bool) -> str:

@@ -17,7 +17,7 @@ from deepseek_runtime.engine.build import load_rank, make_engine
 from deepseek_runtime.engine.engine import Engine, Event, Request, Token
 from deepseek_runtime.engine.sampling import SamplingParams
 from deepseek_runtime.settings import Settings, checkpoint_folder
-from deepseek_runtime.text.grammar import Grammars
+from deepseek_runtime.text.grammar import Grammars, JsonForm
 from deepseek_runtime.text.template import ChatTemplate
 from deepseek_runtime.text.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ def answer_all(engine: Engine) -> list[str]:
                     max_tokens=200,
                     temperature=temperature,
                     seed=len(requests),
-                    mask=grammars.json_schema(schema, strict=True).mask(),
+                    mask=grammars.json(JsonForm(schema, strict=True)).mask(),
                     stop_token_ids=tokenizer.stop_ids,
                 )
                 sinks.append(queue.SimpleQueue())

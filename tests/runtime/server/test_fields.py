@@ -3,12 +3,11 @@
 import json
 import logging
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
+
+from observing import deaf_client, eventually
 
 
 def ask(content: str = "abc", **extra: Any) -> dict[str, Any]:
@@ -120,32 +119,13 @@ def test_seeds_of_64_bits_are_taken(shared_server: Any) -> None:
         assert chat(shared_server, seed=seed, n=2, temperature=1).status_code == 200
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait until something observable becomes true."""
-    deadline = monotonic() + seconds
-    while not condition():
-        assert monotonic() < deadline, "did not become true in time"
-        sleep(0.005)
-
-
-@contextmanager
-def deaf_client(server: Any) -> Iterator[None]:
-    """A client that asks for a long answer with much in it, and reads none of it."""
-    body = json.dumps(ask(stream=True, ignore_eos=True, logprobs=True, top_logprobs=20, n=4)).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", server.http.port))
-        client.sendall(head.encode() + body)
-        yield
-
-
 @pytest.mark.parametrize("limits", [{"unread_limit": 20}, {"send_timeout": 0.1}], ids=["tokens", "time"])
 def test_a_client_that_does_not_read_is_given_up(make_server: Any, limits: dict[str, Any]) -> None:
     server = make_server(**limits)
     server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what it accepts inherits it
     server.open()
-    with deaf_client(server):
+    long = ask(stream=True, ignore_eos=True, logprobs=True, top_logprobs=20, n=4)
+    with deaf_client(server, "/v1/chat/completions", long):
         eventually(lambda: server.engine.stats().running == 4)
         eventually(lambda: server.engine.stats().running == 0)
         assert len(server.executor.steps) < 500

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from time import monotonic, sleep
 from typing import Any
 
 import httpx
@@ -13,23 +12,11 @@ import openai
 import pytest
 
 from deepseek_runtime.health import Phase
+from observing import at_rest, eventually
 
 
 def ask(content: str = "abc", **extra: Any) -> dict[str, Any]:
     return {"model": "echo", "messages": [{"role": "user", "content": content}], "temperature": 0, **extra}
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Wait until something observable becomes true."""
-    deadline = monotonic() + seconds
-    while not condition():
-        assert monotonic() < deadline, "did not become true in time"
-        sleep(0.005)
-
-
-def at_rest(server: Any) -> bool:
-    stats = server.engine.stats()
-    return (stats.running, stats.waiting, stats.cache_usage) == (0, 0, 0)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from deepseek_runtime.server.limits import MIB, Bounds
+from observing import eventually
 
 ServerMaker = Callable[..., Any]
 CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -38,13 +39,6 @@ def error_of(answer: bytes) -> tuple[int, str]:
 
 def ask(**extra: Any) -> dict[str, Any]:
     return {"model": "echo", "messages": [{"role": "user", "content": "abc"}], "temperature": 0, **extra}
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = monotonic() + seconds
-    while not condition():
-        assert monotonic() < deadline, "did not become true in time"
-        sleep(0.005)
 
 
 def test_a_body_that_announces_too_much_is_refused_before_it_is_sent(make_server: ServerMaker) -> None:

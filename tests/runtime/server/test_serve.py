@@ -78,10 +78,10 @@ class Ranks:
 
 
 @contextmanager
-def launched(commands: list[tuple[list[str], dict[str, str]]], checkpoint: Path) -> Iterator[Ranks]:
+def launched(commands: list[tuple[list[str], dict[str, str]]], checkpoint: Path, *more: str) -> Iterator[Ranks]:
     port, health_port = free_port(), free_port()
     flags = ["--model", str(checkpoint), "--served-model-name", "tiny", "--host", "127.0.0.1", "--device", "cpu"]
-    flags += ["--port", str(port), "--health-port", str(health_port), "--drain-timeout", "30"]
+    flags += ["--port", str(port), "--health-port", str(health_port), "--drain-timeout", "30", *more]
     with ExitStack() as stack:
         processes = []
         for command, environment in commands:
@@ -96,11 +96,11 @@ def launched(commands: list[tuple[list[str], dict[str, str]]], checkpoint: Path)
 
 
 @contextmanager
-def two_ranks(checkpoint: Path) -> Iterator[Ranks]:
+def two_ranks(checkpoint: Path, *flags: str) -> Iterator[Ranks]:
     """Two processes as torchrun would start them, whose exit codes can be seen."""
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     commands = [(MODULE, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
-    with launched(commands, checkpoint) as ranks:
+    with launched(commands, checkpoint, *flags) as ranks:
         ranks.wait_ready()
         yield ranks
 
@@ -156,6 +156,15 @@ def test_a_drain_finishes_streams_and_ends_every_rank_with_0(checkpoint: Path) -
         assert '"finish_reason":"length"' in rest[-2]
         assert ranks.codes(within=20) == [0, 0]
         assert "Error" not in ranks.output()
+
+
+def test_what_takes_longer_than_draining_may_ends_with_an_error_and_the_group_in_peace(checkpoint: Path) -> None:
+    with two_ranks(checkpoint, "--drain-timeout", "0.5") as ranks, long_stream(ranks, max_tokens=4000) as lines:
+        ranks.terminate()
+        last = list(lines)[-1]
+        assert '"code":"draining"' in last
+        assert "took longer than 0.5 s" in last
+        assert ranks.codes(within=15) == [0, 0]
 
 
 def test_a_second_signal_ends_every_rank_at_once(checkpoint: Path) -> None:

@@ -216,7 +216,6 @@ def test_functions_of_old_clients_are_answered_in_kind(v31: Any, stream: bool) -
         ({"messages": [{"role": "assistant", "function_call": 5}]}, "messages.0.tool_calls.0", "valid dictionary"),
         ({"tools": [{"type": "web_search"}]}, "tools.0", "'function'"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
-        ({"response_format": {"type": "json_object"}}, None, "needs tool_choice"),
         (
             {"tools": [{"function": {"name": "f", "strict": True, "parameters": {"not": {}}}}]},
             "tools",
@@ -240,3 +239,14 @@ def test_a_model_of_no_known_form_refuses_tools(release_server: Callable[[str], 
     assert (response.status_code, error["param"]) == (400, "tools")
     assert "no known form for tool calls" in error["message"]
     assert whole(server, "Hello.", tool_choice="none")["message"]["content"] == "Hello."
+
+
+def test_beside_a_form_for_content_the_model_calls_or_answers_in_that_form(v31: Any) -> None:
+    schema = {"name": "x", "strict": True, "schema": {"enum": ["yes", "no"]}}
+    extra = {"response_format": {"type": "json_schema", "json_schema": schema}}
+    called = whole(v31, bare(("weather", ARGUMENTS)), **extra)
+    assert called["message"]["tool_calls"][0]["function"] == {"name": "weather", "arguments": ARGUMENTS}
+    assert called["finish_reason"] == "tool_calls"
+    answered = whole(v31, "Hm, yes.", **extra)
+    assert json.loads(answered["message"]["content"]) in ("yes", "no")
+    assert answered["message"].get("tool_calls") is None

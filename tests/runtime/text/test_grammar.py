@@ -8,15 +8,14 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordLevel
 
 from deepseek_runtime.settings import checkpoint_folder
 from deepseek_runtime.text.dialect import BARE, FENCED, Dialect, ToolForm
-from deepseek_runtime.text.grammar import MOST_CALLS, Grammar, GrammarError, Grammars, Tool
+from deepseek_runtime.text.grammar import ANY_OBJECT, MOST_CALLS, Grammar, GrammarError, Grammars, JsonForm, Tool
 from deepseek_runtime.text.tokenizer import Tokenizer
+from random_schemas import random_schema
 
 MANY = 4000
 DIALECTS = {
@@ -93,61 +92,25 @@ def calls_of(form: ToolForm, text: str) -> Iterator[tuple[str, Any]]:
         yield name, json.loads(arguments)
 
 
-def leaf_schemas() -> st.SearchStrategy[dict[str, Any]]:
-    bounds = st.integers(-50, 50)
-    return st.one_of(
-        st.just({"type": "boolean"}),
-        st.just({"type": "null"}),
-        bounds.flatmap(lambda low: st.just({"type": "integer", "minimum": low, "maximum": low + 7})),
-        st.integers(0, 5).map(lambda most: {"type": "string", "maxLength": most}),
-        st.sampled_from(["^[a-c]{2,4}$", "^(x|yy)[0-9]?$"]).map(lambda pattern: {"type": "string", "pattern": pattern}),
-        st.lists(st.text(max_size=4), min_size=1, max_size=3, unique=True).map(lambda values: {"enum": values}),
-        st.sampled_from(["date", "uuid", "ipv4"]).map(lambda form: {"type": "string", "format": form}),
-        st.one_of(st.none(), st.booleans(), st.text(max_size=3)).map(lambda value: {"const": value}),
-    )
-
-
-def deeper(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    properties = st.dictionaries(st.text(min_size=1, max_size=4), inner, min_size=1, max_size=3)
-    return st.one_of(
-        st.lists(inner, min_size=1, max_size=3).map(lambda options: {"anyOf": options}),
-        st.tuples(inner, st.integers(0, 2)).map(
-            lambda pair: {"type": "array", "items": pair[0], "minItems": pair[1], "maxItems": pair[1] + 1}
-        ),
-        st.tuples(properties, st.booleans()).map(
-            lambda pair: {
-                "type": "object",
-                "properties": pair[0],
-                "required": list(pair[0])[: len(pair[0]) if pair[1] else 1],
-                "additionalProperties": False,
-            }
-        ),
-    )
-
-
-SCHEMAS = st.recursive(leaf_schemas(), deeper, max_leaves=6)
-
-
-@settings(max_examples=40, deadline=None)
-@given(schema=SCHEMAS, seed=st.integers(0, 2**32))
-def test_whatever_is_written_under_a_schema_is_valid(schema: dict[str, Any], seed: int) -> None:
-    tokenizer = Tokenizer(checkpoint_folder("tutor"))
-    text = babble(Grammars(tokenizer, DIALECTS["fenced"]).json_schema(schema, strict=True), tokenizer, seed)
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_is_written_under_a_schema_is_valid(seed: int) -> None:
+    schema, tokenizer = random_schema(random.Random(seed)), Tokenizer(checkpoint_folder("tutor"))
+    text = babble(Grammars(tokenizer, DIALECTS["fenced"]).json(JsonForm(schema, strict=True)), tokenizer, seed)
     jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
 
 
 @pytest.mark.parametrize("text", ["{}", '{"a": 1}', '{"a":[1,{"b":null}]}', '{\n  "a": "<b>"\n}'])
 def test_an_object_as_people_write_it_is_taken(grammars: Grammars, tokenizer: Tokenizer, text: str) -> None:
-    assert takes(grammars.json_object(), tokenizer, text)
+    assert takes(grammars.json(ANY_OBJECT), tokenizer, text)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "1", '{"a": 1', '{"a": 1} ok', "<think></think>{}"])
 def test_what_is_no_object_is_not_taken(grammars: Grammars, tokenizer: Tokenizer, text: str) -> None:
-    assert not takes(grammars.json_object(), tokenizer, text)
+    assert not takes(grammars.json(ANY_OBJECT), tokenizer, text)
 
 
 def test_the_constraint_begins_behind_the_reasoning(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    grammar = grammars.json_object(in_reasoning=True)
+    grammar = grammars.json(ANY_OBJECT, in_reasoning=True)
     assert takes(grammar, tokenizer, 'Hmm, {"a" or\nnot.</think>\n\n{"a": 1}')
     assert takes(grammar, tokenizer, "</think>{}")
     assert not takes(grammar, tokenizer, "{}")
@@ -202,18 +165,32 @@ def test_whatever_is_written_where_calls_are_required_is_calls(
         jsonschema.validate(arguments, next(tool.parameters for tool in TOOLS if tool.name == name))
 
 
+def test_beside_a_form_for_content_an_answer_is_calls_or_of_that_form(
+    grammars: Grammars, tokenizer: Tokenizer, dialect: Dialect
+) -> None:
+    assert dialect.tools
+    call = dialect.tools.write_calls([("add", "[true]")])
+    auto, required = (
+        grammars.tool_calls(TOOLS, choice=choice, content=JsonForm(CLOSED, strict=True))
+        for choice in ("auto", "required")
+    )
+    texts = (call, '{"city": "Ulm"}', '{"city": "Bonn"}', "Ulm.", '{"city": "Ulm"}' + call)
+    assert [takes(auto, tokenizer, text) for text in texts] == [True, True, False, False, False]
+    assert [takes(required, tokenizer, text) for text in texts] == [True, False, False, False, False]
+
+
 def test_a_mask_answers_for_drafts_and_then_for_others(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    mask, fresh = (grammars.json_object().mask() for _ in range(2))
+    mask, fresh = (grammars.json(ANY_OBJECT).mask() for _ in range(2))
     ids = tokenizer.encode('{"a": 1}')
     other = tokenizer.encode('{"b')
     questions: list[Sequence[int]] = [ids[:2], ids, other, ids[:1], [], ids]
     for question in questions:
-        assert (mask(question) == Grammars(tokenizer, DIALECTS["fenced"]).json_object().mask()(question)).all()
+        assert (mask(question) == Grammars(tokenizer, DIALECTS["fenced"]).json(ANY_OBJECT).mask()(question)).all()
     assert (fresh([]) == mask([])).all()
 
 
 def test_a_token_that_was_not_allowed_lets_the_answer_end(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    mask = grammars.json_object().mask()
+    mask = grammars.json(ANY_OBJECT).mask()
     assert not mask(tokenizer.encode("no")).any()
     assert mask([]).any()
 
@@ -233,7 +210,7 @@ def test_a_token_that_was_not_allowed_lets_the_answer_end(grammars: Grammars, to
 )
 def test_what_cannot_be_enforced_is_refused_by_its_name(grammars: Grammars, schema: Any, named: str) -> None:
     attempts: list[Callable[[], Grammar]] = [
-        lambda: grammars.json_schema(schema, strict=True),
+        lambda: grammars.json(JsonForm(schema, strict=True)),
         lambda: grammars.tool_calls([Tool("f", schema, strict=True)], choice="auto"),
     ]
     for attempt in attempts:
@@ -242,13 +219,13 @@ def test_what_cannot_be_enforced_is_refused_by_its_name(grammars: Grammars, sche
 
 
 def test_without_strict_unknown_keywords_are_left_out(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    grammar = grammars.json_schema({"type": "array", "uniqueItems": True}, strict=False)
+    grammar = grammars.json(JsonForm({"type": "array", "uniqueItems": True}, strict=False))
     assert takes(grammar, tokenizer, "[1, 1]")
 
 
 def test_properties_that_nobody_named_are_not_invented(grammars: Grammars, tokenizer: Tokenizer) -> None:
     inner = {"type": "object", "properties": {"b": {"type": "null"}}}
-    grammar = grammars.json_schema({"type": "object", "properties": {"a": inner}}, strict=True)
+    grammar = grammars.json(JsonForm({"type": "object", "properties": {"a": inner}}, strict=True))
     assert takes(grammar, tokenizer, '{"a": {"b": null}}')
     assert not takes(grammar, tokenizer, '{"c": 1}')
     assert not takes(grammar, tokenizer, '{"a": {"c": null}}')
@@ -264,17 +241,17 @@ def test_properties_that_nobody_named_are_not_invented(grammars: Grammars, token
     ],
 )
 def test_properties_that_are_welcome_stay_so(grammars: Grammars, tokenizer: Tokenizer, schema: dict[str, Any]) -> None:
-    assert takes(grammars.json_schema(schema, strict=True), tokenizer, '{"c": 1}')
+    assert takes(grammars.json(JsonForm(schema, strict=True)), tokenizer, '{"c": 1}')
 
 
 def test_a_property_may_be_called_like_a_keyword(grammars: Grammars, tokenizer: Tokenizer) -> None:
     schema = {"type": "object", "properties": {"properties": {"enum": [1]}, "enum": {"const": 2}}}
-    assert takes(grammars.json_schema(schema, strict=True), tokenizer, '{"properties": 1, "enum": 2}')
+    assert takes(grammars.json(JsonForm(schema, strict=True)), tokenizer, '{"properties": 1, "enum": 2}')
 
 
 def test_a_schema_cannot_give_the_library_orders(grammars: Grammars) -> None:
     with pytest.raises(GrammarError, match="uniqueItems"):
-        grammars.json_schema({"uniqueItems": True, "x-guidance": {"lenient": True}}, strict=True)
+        grammars.json(JsonForm({"uniqueItems": True, "x-guidance": {"lenient": True}}, strict=True))
 
 
 def test_a_tool_that_is_not_there_cannot_be_chosen(grammars: Grammars) -> None:
@@ -300,4 +277,4 @@ def test_a_tokenizer_that_cannot_be_read_costs_only_the_forms(caplog: pytest.Log
     grammars.prepare()
     assert "no form can be enforced" in caplog.text
     with pytest.raises(GrammarError, match="no form can be enforced"):
-        grammars.json_object()
+        grammars.json(ANY_OBJECT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar
@@ -23,7 +24,7 @@ PASSED = frozenset(
 """Fields of chat requests that these APIs have no word for. They mean here what they mean there."""
 
 
-class LayerBody(Body):
+class LayerBody(Body, ABC):
     """A body that can be said as a chat request.
 
     `ignored` are fields that clients send as a matter of course and that change nothing; `names` tells how the fields
@@ -36,9 +37,9 @@ class LayerBody(Body):
     model: str
     stream: bool = False
 
+    @abstractmethod
     def chat_fields(self) -> dict[str, Any]:
         """The body of the chat request, without what is passed on as it is."""
-        raise NotImplementedError
 
     def to_chat(self) -> ChatBody:
         """The chat request; ApiError 400 if it is none, in this API's words."""

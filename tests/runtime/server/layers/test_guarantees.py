@@ -2,9 +2,8 @@
 
 import json
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from time import monotonic, sleep
 from typing import Any
 
 import anthropic
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from deepseek_runtime.health import Phase
 from deepseek_runtime.text.grammar import GrammarMask
+from observing import at_rest, deaf_client, eventually
 
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
@@ -35,19 +35,6 @@ def ask(path: str, **extra: Any) -> dict[str, Any]:
     if path == RESPONSES:
         return endless | {"input": "abc"} | extra
     return endless | {"messages": [{"role": "user", "content": "abc"}], "max_tokens": 10_000} | extra
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Wait until something observable becomes true."""
-    deadline = monotonic() + seconds
-    while not condition():
-        assert monotonic() < deadline, "did not become true in time"
-        sleep(0.005)
-
-
-def at_rest(server: Any) -> bool:
-    stats = server.engine.stats()
-    return (stats.running, stats.waiting, stats.cache_usage) == (0, 0, 0)
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
@@ -167,25 +154,14 @@ def test_a_message_that_fails_midway_says_so_in_its_own_events(server: Any, monk
     assert at_rest(server)
 
 
-@contextmanager
-def deaf_client(server: Any) -> Iterator[None]:
-    """A client that reads nothing, not even what it said itself and the response repeats."""
-    body = json.dumps(ask(RESPONSES, metadata={"long": "x" * 500_000})).encode()
-    head = f"POST {RESPONSES} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", server.http.port))
-        client.sendall(head.encode() + body)
-        yield
-
-
 @pytest.mark.parametrize("limits", [{"unread_limit": 20}, {"send_timeout": 0.1}], ids=["tokens", "time"])
 def test_a_client_that_does_not_read_is_given_up(make_server: Any, limits: dict[str, Any]) -> None:
     server = make_server(**limits)
     server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what it accepts inherits it
     server.open()
     slow_down(server, steps=40)
-    with deaf_client(server):
+    repeated = ask(RESPONSES, metadata={"long": "x" * 500_000})  # what it said itself comes back in the response
+    with deaf_client(server, RESPONSES, repeated):
         line = 'dsv3_requests_finished_total{finished_reason="slow_client"} 1.0'
         eventually(lambda: line in server.client.get("/metrics").text)
         server.executor.gate.set()

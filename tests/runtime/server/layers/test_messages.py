@@ -283,10 +283,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"mcp_servers": [{"type": "url", "url": "x", "name": "y"}]}, "mcp_servers: this server calls no other"),
     ({"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "output_config.format: "),
-    (
-        {"output_config": {"format": {"type": "json_schema", "schema": CITY}}, "tools": TOOLS},
-        "output_config.format with",
-    ),
     ({"messages": [{"role": "user", "content": "a" * 3000}]}, "the prompt has"),
 ]
 

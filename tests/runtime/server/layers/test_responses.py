@@ -264,7 +264,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"include": ["message.output_text.logprobs"]}, "include", "chat completions"),
     ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text", "schema"),
     ({"text": {"format": {"type": "json_schema", "name": "x", "strict": True, "schema": {"not": {}}}}}, "text", "not"),
-    ({"text": {"format": {"type": "json_object"}}, "tools": TOOLS}, "text", "one form at a time"),
     ({"max_output_tokens": 0}, "max_output_tokens", "1"),
     ({"input": "a" * 3000}, "input", "the prompt has"),
 ]
